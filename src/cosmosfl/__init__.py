@@ -1,0 +1,47 @@
+"""cosmosfl: federated learning in which only predictions cross the wire.
+
+COSMOS (Rachmut et al. 2026, arXiv 2605.11165) for models of any kind::
+
+    import cosmosfl as cf
+
+    clients = [cf.Client("a", cf.SklearnLearner(RandomForestClassifier()), X_a, y_a), ...]
+    run = cf.Cosmos().fit(clients, public=U, rounds=5)
+    run.model("a").predict_proba(X)
+"""
+
+__version__ = "0.1.0"
+
+from cosmosfl.clustering import (
+    aggregate,
+    auto_threshold,
+    cluster_stability,
+    greedy_clusters,
+    pairwise_distances,
+    threshold_for,
+)
+from cosmosfl.data.sets import EvaluationSet, PublicSet
+from cosmosfl.learners import BoostingLearner, SklearnLearner, TorchLearner
+from cosmosfl.methods import METHODS, Cosmos, Local
+from cosmosfl.protocol import Client, Learner
+from cosmosfl.run import Run, load
+
+__all__ = [
+    "METHODS",
+    "BoostingLearner",
+    "Client",
+    "Cosmos",
+    "EvaluationSet",
+    "Learner",
+    "Local",
+    "PublicSet",
+    "Run",
+    "SklearnLearner",
+    "TorchLearner",
+    "aggregate",
+    "auto_threshold",
+    "cluster_stability",
+    "greedy_clusters",
+    "load",
+    "pairwise_distances",
+    "threshold_for",
+]

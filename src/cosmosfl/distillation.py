@@ -1,0 +1,133 @@
+"""Losses on soft labels, and the one training loop that every torch learner uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""loss(module, inputs of a batch, targets of a batch) -> a scalar"""
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""augment(inputs of a batch, generator) -> inputs of the same shape"""
+
+
+class DivergenceError(RuntimeError):
+    """The training loss stopped being a finite number."""
+
+
+def temper(probabilities: Tensor, temperature: float) -> Tensor:
+    """Return probabilities (n, C) proportional to ``p ** (1 / temperature)``, as in the paper's p^(T).
+
+    A temperature of 1 changes nothing, below 1 sharpens, above 1 flattens, and 0 gives the one-hot argmax (ties: the
+    lowest class).
+    """
+    if temperature == 1:
+        return probabilities
+    if temperature == 0:
+        return F.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]).to(probabilities.dtype)
+    return torch.softmax(probabilities.clamp_min(1e-12).log() / temperature, dim=1)
+
+
+def kl_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over samples of KL(targets || softmax(logits)), in nats. Both are (n, C)."""
+    return F.kl_div(F.log_softmax(logits, dim=1), targets, reduction="batchmean")
+
+
+def consistency(module: nn.Module, inputs: Tensor, logits: Tensor, noise: float) -> Tensor:
+    """Return the mean squared change of the module's probabilities under Gaussian input noise.
+
+    The regulariser of the paper's server loss: ``mean((softmax g(x) - softmax g(x + δ))²)``. The gradient flows
+    through both terms.
+
+    Parameters
+    ----------
+    module, inputs, logits
+        The model g, a batch x and ``g(x)``.
+    noise
+        Standard deviation of δ, in units of the (normalised) inputs.
+    """
+    noisy = module(inputs + noise * torch.randn_like(inputs))
+    return (logits.softmax(dim=1) - noisy.softmax(dim=1)).square().mean()
+
+
+def batches(n: int, batch_size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+    """Yield index tensors that cover 0..n-1 once, shuffled, with no sample left out.
+
+    A tail of one sample joins the batch before it, and a lone sample comes twice: batch normalisation needs two.
+    """
+    order = torch.from_numpy(rng.permutation(n))
+    if n == 1:
+        order = order.repeat(2)
+    last_start = n - 1 if n > 1 and batch_size > 1 else n
+    starts = [start for start in range(0, n, batch_size) if start < last_start]
+    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+        yield order[start:end]
+
+
+def train(
+    module: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    batch_size: int,
+    rng: np.random.Generator,
+    clip_norm: float | None = None,
+    augment: Augmentation | None = None,
+) -> float:
+    """Train `module` in place and return the mean loss of the last epoch.
+
+    Parameters
+    ----------
+    inputs, targets
+        The whole training set (n, ...) and (n,) or (n, C), on the module's device.
+    loss
+        The loss of a batch; its gradient is taken.
+    epochs, batch_size
+        Every epoch sees every sample once, in a new order.
+    rng
+        Source of all randomness: order, augmentation, dropout and noise.
+    clip_norm
+        Largest allowed norm of the gradient; None for no clipping.
+    augment
+        Applied afresh to the inputs of every batch.
+
+    Raises
+    ------
+    DivergenceError
+        If a batch's loss is not finite. Nothing but the training loss is looked at.
+    """
+    seed = int(rng.integers(2**31))
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    mean = 0.0
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        generator = torch.Generator(device=inputs.device).manual_seed(seed + 1)
+        module.train()
+        for epoch in range(epochs):
+            total = torch.zeros((), device=inputs.device)
+            for index in batches(len(inputs), batch_size, rng):
+                index = index.to(inputs.device)
+                batch = inputs[index]
+                if augment is not None:
+                    batch = augment(batch, generator)
+                value = loss(module, batch, targets[index])
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+                if clip_norm is not None:
+                    nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+                optimizer.step()
+                total += value.detach() * len(index)
+            mean = float(total) / max(len(inputs), 2)
+            if not np.isfinite(mean):
+                raise DivergenceError(
+                    f"training loss is {mean} in epoch {epoch + 1} of {epochs}; a lower learning_rate may help"
+                )
+        module.eval()
+    return mean

@@ -1,0 +1,247 @@
+"""Any PyTorch module as a learner."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cosmosfl.data.sets import FloatArray, InputArray, IntArray
+from cosmosfl.distillation import Augmentation, consistency, kl_to_targets, temper, train
+from cosmosfl.models import find_model
+from cosmosfl.protocol import NotFittedError, State
+from cosmosfl.randomness import draw_seed
+
+ModuleFactory = Callable[..., nn.Module]
+OptimizerFactory = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+
+_OPTIMIZERS: dict[str, OptimizerFactory] = {
+    "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
+    "adamw": lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate),
+    "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
+}
+_MODULE = "module."
+
+
+class TorchLearner:
+    """A PyTorch module that can fit, distil and predict.
+
+    Parameters
+    ----------
+    model
+        One of: the name of a built-in model (``"cnn-s"``; `cosmosfl models` lists them); a factory without required
+        parameters; a factory ``f(input_shape, n_classes)``; a module. The module maps a float batch (n, ...) to
+        logits (n, C). A factory is called when the learner first learns, under the run's seed, so every client starts
+        from its own initialisation; a module starts from the weights that it has.
+    learning_rate
+        Of `fit`.
+    distill_learning_rate
+        Of `distill`; by default the same as `learning_rate`.
+    batch_size
+        Samples a step.
+    optimizer
+        ``"adam"`` (the paper's), ``"adamw"``, ``"sgd"`` (momentum 0.9), or ``f(parameters, learning_rate)``. Made
+        anew for every call of `fit` and `distill`, as in the paper.
+    label_smoothing
+        Of the cross-entropy in `fit`, in [0, 1).
+    temperature
+        T of the soft labels in `distill`: targets become ``p ** (1 / T)``, normalised; 0 means one-hot.
+    consistency
+        λ, the weight of the consistency term in `distill` (the paper's server uses 5).
+    consistency_noise
+        Standard deviation of its input noise.
+    clip_norm
+        Largest gradient norm in `distill`; None for no clipping.
+    augment
+        Applied to each training batch afresh, ``f(inputs, generator) -> inputs``; None for none.
+    device
+        ``"auto"`` takes a GPU where there is one.
+
+    Notes
+    -----
+    Images are (n, channels, height, width). uint8 inputs are scaled to [-1, 1]; floats are taken as they are.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module | ModuleFactory,
+        *,
+        learning_rate: float = 1e-3,
+        distill_learning_rate: float | None = None,
+        batch_size: int = 32,
+        optimizer: Literal["adam", "adamw", "sgd"] | OptimizerFactory = "adam",
+        label_smoothing: float = 0.0,
+        temperature: float = 1.0,
+        consistency: float = 0.0,
+        consistency_noise: float = 0.05,
+        clip_norm: float | None = 1.0,
+        augment: Augmentation | None = None,
+        device: str = "auto",
+    ) -> None:
+        _at_least("learning_rate", learning_rate, 0, strictly=True)
+        if distill_learning_rate is not None:
+            _at_least("distill_learning_rate", distill_learning_rate, 0, strictly=True)
+        _at_least("batch_size", batch_size, 1)
+        _at_least("temperature", temperature, 0)
+        _at_least("consistency", consistency, 0)
+        _at_least("consistency_noise", consistency_noise, 0)
+        if isinstance(optimizer, str) and optimizer not in _OPTIMIZERS:
+            raise ValueError(f"optimizer: {optimizer!r}; expected one of {', '.join(_OPTIMIZERS)} or a function")
+        self.model = model
+        self.learning_rate = learning_rate
+        self.distill_learning_rate = learning_rate if distill_learning_rate is None else distill_learning_rate
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.label_smoothing = label_smoothing
+        self.temperature = temperature
+        self.consistency = consistency
+        self.consistency_noise = consistency_noise
+        self.clip_norm = clip_norm
+        self.augment = augment
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._factory = find_model(model) if isinstance(model, str) else model
+        self._module: nn.Module | None = None
+        self._n_classes = 0
+        self._input_shape: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        model = self.model if isinstance(self.model, str) else getattr(self.model, "__name__", type(self.model).__name__)
+        return f"TorchLearner({model})"
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself, in evaluation mode; it exists once the learner has learned something."""
+        if self._module is None:
+            raise NotFittedError(f"{self!r} has not learned anything yet; call fit or distill first")
+        return self._module
+
+    def fit(
+        self, inputs: InputArray, labels: IntArray, *, n_classes: int, epochs: int, rng: np.random.Generator
+    ) -> None:
+        """Train on hard labels with cross-entropy, starting from what was learned before."""
+        self._build(inputs.shape[1:], n_classes, rng)
+
+        def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(module(x), y, label_smoothing=self.label_smoothing)
+
+        self._train(inputs, torch.from_numpy(labels), loss, self.learning_rate, None, epochs, rng)
+
+    def distill(
+        self, inputs: InputArray, probabilities: FloatArray, *, epochs: int, rng: np.random.Generator
+    ) -> None:
+        """Train on soft labels: ``KL(p^(T) || g(x)) + λ · consistency`` (the paper's server loss; clients: λ = 0)."""
+        self._build(inputs.shape[1:], probabilities.shape[1], rng)
+
+        def loss(module: nn.Module, x: Tensor, p: Tensor) -> Tensor:
+            logits = module(x)
+            value = kl_to_targets(logits, p)
+            if self.consistency:
+                value = value + self.consistency * consistency(module, x, logits, self.consistency_noise)
+            return value
+
+        targets = temper(torch.from_numpy(np.asarray(probabilities, np.float32)), self.temperature)
+        self._train(inputs, targets, loss, self.distill_learning_rate, self.clip_norm, epochs, rng)
+
+    def predict_proba(self, inputs: InputArray, *, batch_size: int = 1024) -> FloatArray:
+        """Return class probabilities (n, C), float32."""
+        module = self.module
+        module.eval()
+        with torch.inference_mode():
+            parts = [
+                module(self._tensor(inputs[start : start + batch_size])).float().softmax(dim=1).cpu()
+                for start in range(0, len(inputs), batch_size)
+            ]
+        return torch.cat(parts).numpy() if parts else np.zeros((0, self._n_classes), np.float32)
+
+    def state(self) -> State:
+        """Return the module's parameters and buffers, and the shapes it was built for."""
+        arrays = {_MODULE + k: v.detach().cpu().numpy().copy() for k, v in self.module.state_dict().items()}
+        return {
+            **arrays,
+            "n_classes": np.array(self._n_classes),
+            "input_shape": np.array(self._input_shape, dtype=np.int64),
+        }
+
+    def restore(self, state: State) -> None:
+        """Load what `state` returned; the learner has to have been made with the same model."""
+        self._build(tuple(int(n) for n in state["input_shape"]), int(state["n_classes"]), np.random.default_rng(0))
+        arrays = {k.removeprefix(_MODULE): torch.from_numpy(v) for k, v in state.items() if k.startswith(_MODULE)}
+        self.module.load_state_dict(arrays)
+        self.module.eval()
+
+    # --- how it is done ---
+
+    def _build(self, input_shape: tuple[int, ...], n_classes: int, rng: np.random.Generator) -> None:
+        if self._module is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(draw_seed(rng))
+                self._module = _make(self._factory, input_shape, n_classes).to(self.device)
+            self._input_shape, self._n_classes = input_shape, n_classes
+            self._module.eval()
+            with torch.inference_mode():
+                probe = self._module(torch.zeros(1, *input_shape, device=self.device))
+            if tuple(probe.shape) != (1, n_classes):
+                self._module = None
+                raise ValueError(
+                    f"{self!r}: the module maps a batch (1, {', '.join(map(str, input_shape))}) to shape "
+                    f"{tuple(probe.shape)}; expected (1, {n_classes}), one logit per class"
+                )
+        elif (input_shape, n_classes) != (self._input_shape, self._n_classes):
+            raise ValueError(
+                f"{self!r}: inputs {input_shape} with {n_classes} classes; expected {self._input_shape} with "
+                f"{self._n_classes}, as in the call before"
+            )
+
+    def _train(
+        self,
+        inputs: InputArray,
+        targets: Tensor,
+        loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        learning_rate: float,
+        clip_norm: float | None,
+        epochs: int,
+        rng: np.random.Generator,
+    ) -> None:
+        make = _OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
+        train(
+            self.module,
+            self._tensor(inputs),
+            targets.to(self.device),
+            loss,
+            make(self.module.parameters(), learning_rate),
+            epochs=epochs,
+            batch_size=self.batch_size,
+            rng=rng,
+            clip_norm=clip_norm,
+            augment=self.augment,
+        )
+
+    def _tensor(self, inputs: InputArray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(inputs)).to(self.device)
+        return tensor.float().div_(127.5).sub_(1) if tensor.dtype == torch.uint8 else tensor.float()
+
+
+def _make(factory: nn.Module | ModuleFactory, input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    if isinstance(factory, nn.Module):
+        return factory
+    required = [
+        p
+        for p in inspect.signature(factory).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) not in (0, 2):
+        raise ValueError(
+            f"model factory {factory!r} has {len(required)} required parameters; expected none, or two: "
+            "(input_shape, n_classes)"
+        )
+    return factory(input_shape, n_classes) if required else factory()
+
+
+def _at_least(name: str, value: float, least: float, *, strictly: bool = False) -> None:
+    if not (value > least if strictly else value >= least):
+        raise ValueError(f"{name}: {value!r}; expected a number {'above' if strictly else 'of at least'} {least}")

@@ -1,0 +1,9 @@
+"""Federated methods by name, one module each."""
+
+from __future__ import annotations
+
+from cosmosfl.methods.cosmos import Cosmos
+from cosmosfl.methods.local import Local
+from cosmosfl.protocol import Method
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Cosmos, Local)}
