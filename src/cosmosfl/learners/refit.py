@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cosmosfl.data.sets import FloatArray, InputArray, IntArray
 from cosmosfl.protocol import TRAINING_PREFIX, NotFittedError, State
 
-LEAST_WEIGHT = 1e-3
+LEAST_WEIGHT = 1e-2
 """(sample, class) pairs with a smaller probability are left out of the training set."""
 
 

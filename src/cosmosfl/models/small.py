@@ -6,6 +6,8 @@ import math
 
 from torch import nn
 
+from cosmosfl.models.blocks import image_shape
+
 
 def mlp(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
     """Two hidden layers of 256 units; images are flattened."""
@@ -30,7 +32,7 @@ def cnn_m(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
 
 
 def _cnn(input_shape: tuple[int, ...], n_classes: int, widths: tuple[int, ...], hidden: int) -> nn.Module:
-    channels, height, width = _image_shape(input_shape)
+    channels, height, width = image_shape(input_shape)
     layers: list[nn.Module] = []
     for out in widths:
         layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
@@ -48,10 +50,3 @@ def _cnn(input_shape: tuple[int, ...], n_classes: int, widths: tuple[int, ...], 
         nn.ReLU(),
         nn.Linear(hidden, n_classes),
     )
-
-
-def _image_shape(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(input_shape) != 3:
-        raise ValueError(f"input shape {input_shape}; a CNN takes images (channels, height, width). For flat features "
-                         "use 'mlp' or a scikit-learn model")
-    return input_shape[0], input_shape[1], input_shape[2]

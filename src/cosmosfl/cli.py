@@ -1,0 +1,205 @@
+"""The command line; thin. ``cosmosfl --help``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cosmosfl import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Federated learning in which only predictions cross the wire.",
+)
+out = Console()
+err = Console(stderr=True)
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """What the user can mend is one line and exit status 2; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        err.print(f"[red]error:[/] {escape(' '.join(f'{error}{where}'.split()))}", soft_wrap=True, highlight=False)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("interrupted; what was measured so far is in metrics.jsonl")
+        raise typer.Exit(130) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see a run's config.toml.")] = None,
+    set: Annotated[  # noqa: A002 (the option's name)
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one key, such as partition.alpha=1. Repeatable."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set (cosmosfl datasets).")] = None,
+    method: Annotated[str | None, typer.Option(help="Method (cosmosfl methods).")] = None,
+    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds after the first.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The one seed.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory.  [default: a new one in runs/]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the run directory only.")] = False,
+) -> None:
+    """Run a federation in this process. Without options: ten clients with digits, four kinds of models.
+
+    The command line has precedence over the file, the file over the defaults.
+    """
+    with _errors_in_one_line():
+        from cosmosfl.config import ExperimentConfig, parse_assignments, read_toml
+        from cosmosfl.console import LiveProgress, outcome_table
+        from cosmosfl.experiment import build_federation, run_experiment
+        from cosmosfl.store import RunDirectory
+
+        options = {
+            "dataset.name": dataset, "method.name": method, "partition.clients": clients, "rounds": rounds, "seed": seed,
+        }  # fmt: skip
+        resolved = ExperimentConfig.parse(
+            _nested({key: value for key, value in options.items() if value is not None}),
+            parse_assignments(set or []),
+            read_toml(config) if config else {},
+        )
+        federation = build_federation(resolved)
+        where = out_dir or _new_directory(resolved.dataset.name, resolved.method.name)
+        directory = RunDirectory.create(where, resolved.to_dict(), overwrite=overwrite)
+        if not quiet:
+            out.print(
+                f"{resolved.method.name} on {resolved.dataset.name}: {len(federation.clients)} clients, "
+                f"{len(federation.public)} public samples, {federation.n_classes} classes, {resolved.rounds} rounds "
+                f"after the first, seed {resolved.seed}",
+                highlight=False,
+            )
+        progress = None if quiet else LiveProgress(out)
+        with _interruptible(), progress or nullcontext():
+            watchers: list[Any] = [directory.record, *([progress] if progress else [])]
+            result = run_experiment(resolved, federation, watchers)
+            report_path = result.finish(directory)
+    if quiet:
+        print(where)
+        return
+    out.print()
+    if table := outcome_table(result):
+        out.print(table)
+    summary = result.summary()
+    traffic = summary["bytes"]
+    if result.clusters:
+        index = summary["adjusted_rand_index"]
+        found = "" if index is None else f" (adjusted Rand index against the true groups {index:.2f})"
+        out.print(f"clusters    {len(result.clusters)}{found}", highlight=False)
+    out.print(
+        f"traffic     {traffic['uplink_per_client_round'] / 1024:.1f} KiB up and "
+        f"{traffic['downlink_per_client_round'] / 1024:.1f} KiB down per client and round\n"
+        f"time        {summary['wall_seconds']:.1f} s, without the local baseline\n"
+        f"report      {report_path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print(f"models      cosmosfl.load({str(where)!r}, trusted=True).model({next(iter(result.models))!r})",
+              highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A finished run.")]) -> None:
+    """Rebuild the report of a run from its files."""
+    with _errors_in_one_line():
+        from cosmosfl.report.page import write_report
+        from cosmosfl.store import RunDirectory
+
+        print(write_report(RunDirectory.open(directory)))
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and their hyper-parameters."""
+    from cosmosfl.methods import METHODS
+
+    table = _table("method", "what it does", "hyper-parameters (method.KEY) and defaults")
+    for name, method in METHODS.items():
+        keys = ", ".join(
+            f"{key}={field.default}" for key, field in method.model_fields.items() if key != "teacher"
+        )
+        table.add_row(name, method.summary, keys)
+    out.print(table)
+
+
+@app.command()
+def datasets() -> None:
+    """List the data sets."""
+    from cosmosfl.data.sources import SOURCES
+
+    table = _table("dataset", "what it is")
+    for name, entry in SOURCES.items():
+        table.add_row(name, entry.summary)
+    out.print(table)
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be had by name, for clients and for the server."""
+    from cosmosfl.learners import LEARNERS
+
+    table = _table("model", "library", "what it is")
+    for name, entry in LEARNERS.items():
+        table.add_row(name, entry.library, entry.summary)
+    out.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column == columns[0])
+    return table
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in flat.items():
+        table, _, name = key.rpartition(".")
+        (result.setdefault(table, {}) if table else result)[name] = value
+    return result
+
+
+def _new_directory(dataset: str, method: str) -> Path:
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{Path(dataset).name}-{method}"
+    candidates = (Path("runs") / (stem if n == 1 else f"{stem}-{n}") for n in range(1, 1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    app()

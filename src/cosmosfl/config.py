@@ -1,0 +1,248 @@
+"""One validated configuration of an experiment: what ``cosmosfl run`` runs, and what a run directory keeps.
+
+Values come from the command line over a TOML file over the defaults, which are those of the demonstration.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+
+from cosmosfl.learners import LEARNERS
+from cosmosfl.methods import METHODS
+from cosmosfl.naming import unknown
+from cosmosfl.protocol import Learner, Method
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that is not valid; the message is one line that names the key, the value and what was expected."""
+
+
+def _model_name(name: str) -> str:
+    if name not in LEARNERS:
+        raise ValueError(unknown("model", name, LEARNERS))
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
+
+
+class Section(BaseModel):
+    """A table of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetConfig(Section):
+    """Which data, and how much of the training set becomes the public set (its labels are dropped)."""
+
+    name: str = "digits"
+    public_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.4
+
+
+class PartitionConfig(Section):
+    """Who holds what: label groups, Dirichlet proportions within a group, a fraction mixed over all clients."""
+
+    clients: PositiveInt = 10
+    groups: PositiveInt = 2
+    alpha: PositiveFloat = 5.0
+    mixing: Fraction = 0.1
+    samples_per_client: PositiveInt | None = 15
+
+
+class TorchConfig(Section):
+    """How torch models are trained (`cosmosfl.TorchLearner` says what each of these is)."""
+
+    learning_rate: PositiveFloat = 1e-3
+    distill_learning_rate: PositiveFloat | None = None
+    batch_size: PositiveInt = 32
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    temperature: NonNegativeFloat = 1.0
+    consistency: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = 1.0
+
+    def learner(self, model: str) -> Learner:
+        """Return a learner of this name; the training settings go to torch models only."""
+        entry = LEARNERS[model]
+        return entry.make(**self.model_dump(exclude={"model", "models"})) if entry.library == "torch" else entry.make()
+
+
+class ClientsConfig(TorchConfig):
+    """The clients' models, dealt out in turn to the clients in an order drawn from the seed."""
+
+    models: Annotated[tuple[ModelName, ...], Field(min_length=1)] = (
+        "cnn-s",
+        "mlp",
+        "random-forest",
+        "logistic-regression",
+    )
+
+
+class TeacherConfig(TorchConfig):
+    """The server's model."""
+
+    model: ModelName = "cnn-s"
+
+
+class _Tables(Section):
+    """All of the configuration but the method, whose keys depend on its name."""
+
+    seed: NonNegativeInt = 0
+    rounds: NonNegativeInt = 3
+    local_baseline: bool = True
+    threads: PositiveInt = 1
+    dataset: DatasetConfig = DatasetConfig()
+    partition: PartitionConfig = PartitionConfig()
+    clients: ClientsConfig = ClientsConfig()
+    teacher: TeacherConfig = TeacherConfig()
+
+
+class ExperimentConfig(_Tables):
+    """The configuration of an experiment.
+
+    Attributes
+    ----------
+    seed
+        The one seed.
+    rounds
+        Rounds after the first.
+    local_baseline
+        Whether every client is also trained alone, to compare with.
+    threads
+        Threads of a computation. One is fastest for small models, and gives the same numbers on every machine of a
+        kind.
+    dataset, partition, clients, teacher, method
+        Tables; see their classes.
+    """
+
+    method: Method
+
+    @classmethod
+    def parse(cls, *layers: Mapping[str, Any]) -> ExperimentConfig:
+        """Merge nested mappings, the first has precedence, over the defaults, and validate the result.
+
+        Raises
+        ------
+        ConfigError
+            With one line that names the key, what was expected, and the nearest valid name.
+        """
+        merged: dict[str, Any] = {}
+        for layer in reversed(layers):
+            merged = _merge(merged, layer)
+        method = merged.pop("method", {})
+        if not isinstance(method, Mapping):
+            raise ConfigError(f"method: {method!r}; expected a table with a name, such as method.name = 'cosmos'")
+        settings = dict(method)
+        name = settings.pop("name", "cosmos")
+        if name not in METHODS:
+            raise ConfigError(unknown("method.name", name, METHODS))
+        defaults = _DEMO if name == "cosmos" else {"local_epochs": _DEMO["local_epochs"]}
+        try:
+            tables = _Tables.model_validate(merged)
+            parsed = METHODS[name].model_validate({**defaults, **settings})
+        except ValidationError as error:
+            prefix = ("method",) if issubclass(METHODS[name], Method) and error.title == METHODS[name].__name__ else ()
+            raise ConfigError(_one_line(error.errors()[0], prefix, name)) from None
+        if "teacher" in METHODS[name].model_fields:
+            parsed = parsed.model_copy(update={"teacher": tables.teacher.learner(tables.teacher.model)})
+        return cls(method=parsed, **{field: getattr(tables, field) for field in _Tables.model_fields})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fully resolved configuration as nested plain values, as `parse` reads it."""
+        tables = self.model_dump(mode="json", exclude={"method"})
+        return {**tables, "method": {"name": self.method.name, **self.method.model_dump(mode="json")}}
+
+
+_DEMO = {"local_epochs": 20, "server_epochs": 10, "distill_epochs": 5}
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file ({error})") from None
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Turn ``["partition.alpha=1", "method.distance=l2"]`` into nested values; a value is TOML, or else a string.
+
+    Raises
+    ------
+    ConfigError
+        If an assignment has no ``=`` or no key, or a key is both a value and a table.
+    """
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        path = key.strip().split(".")
+        if not equals or not all(path):
+            raise ConfigError(f"{assignment!r}; expected key=value, such as partition.alpha=1")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        table = result
+        for step in path[:-1]:
+            table = table.setdefault(step, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{assignment!r}: {step} was set to a value before; expected a table")
+        table[path[-1]] = value
+    return result
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _one_line(error: ErrorDetails, prefix: tuple[str, ...], method: str) -> str:
+    path = [*prefix, *(str(part) for part in error["loc"])]
+    # pydantic adds the member of a union to the path ("threshold.constrained-float"); users do not know these
+    keys = [part for part in path if part.replace("_", "").isalnum()]
+    key = ".".join(keys)
+    if error["type"] == "extra_forbidden":
+        return unknown(key, keys[-1], _known_keys(keys[:-1], method)).replace(f": {keys[-1]!r} is not known", ": no such key")
+    if error["type"] == "value_error":
+        return f"{key}: {str(error['ctx']['error'])}" if "ctx" in error else f"{key}: {error['msg']}"
+    expected = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key}: {error['input']!r}; {expected.replace('input should be', 'expected')}"
+
+
+def _known_keys(path: Sequence[str], method: str) -> list[str]:
+    if not path:
+        return [*_Tables.model_fields, "method"]
+    if path[0] == "method":
+        return ["name", *(field for field in METHODS[method].model_fields if field != "teacher")]
+    table = _Tables.model_fields[path[0]].annotation
+    assert table is not None
+    return list(table.model_fields) if issubclass(table, BaseModel) else []

@@ -1,0 +1,128 @@
+"""What a run looks like in a terminal: live progress, then who won and who lost."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cosmosfl.evaluation.metrics import Measurement
+from cosmosfl.events import ClientDone, Event, PhaseStarted, Started
+from cosmosfl.run import Run
+
+_PHASES = {
+    "baseline": "every client alone, to compare with",
+    "clients": "clients train and predict",
+    "server": "server trains the cluster models",
+    "final": "clients learn from the last teacher labels",
+}
+
+
+class LiveProgress:
+    """A callback that shows round, phase, clients done, accuracies so far and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.console = console
+        self.task = self.progress.add_task("starting", total=None)
+        self.rounds = self.n_clients = self.done = 0
+        self.where = ""
+        self.measured: dict[tuple[str, int], list[float]] = {}
+        self.reported: set[int] = set()
+
+    def __enter__(self) -> LiveProgress:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take an event of the run."""
+        match event:
+            case Started():
+                self.rounds, self.n_clients = event.rounds, len(event.clients)
+                # the server's work of a round counts as much as that of all clients, near enough
+                self.progress.update(self.task, total=(3 * (self.rounds + 1) + 1) * self.n_clients)
+            case PhaseStarted():
+                if event.phase in ("server", "final"):
+                    self.progress.advance(self.task, self.n_clients if event.phase == "server" else 0)
+                self.done = 0
+                at = "" if event.phase == "baseline" else f"round {event.round} of {self.rounds}, "
+                self.where = at + _PHASES[event.phase]
+                self._describe()
+            case ClientDone():
+                self.progress.advance(self.task)
+                self.done += 1
+                self._describe()
+            case Measurement():
+                values = self.measured.setdefault((event.moment, event.round), [])
+                values.append(event.top1)
+                if event.moment == "client" and len(values) == self.n_clients:
+                    self._report(event.round)
+
+    def _describe(self) -> None:
+        clients = "" if "server" in self.where else f" ({self.done} done)"
+        self.progress.update(self.task, description=f"{self.where}{clients}")
+
+    def _report(self, round: int) -> None:
+        def mean(moment: str) -> str:
+            values = self.measured.get((moment, round))
+            return f"{sum(values) / len(values):5.1f} %" if values else "    –  "
+
+        self.console.print(
+            f"round {round:>2}   alone {mean('local')}   after fit {mean('client_after_fit')}   "
+            f"[bold]client {mean('client')}[/]   cluster model {mean('cluster')}   oracle {mean('oracle')}",
+            highlight=False,
+        )
+
+
+def outcome_table(run: Run) -> Table | None:
+    """Return *local only → method* per client and on average, best gain first; None if nothing was measured."""
+    after = run.accuracy("client")
+    if after is None:
+        return None
+    before = run.accuracy("local") if run.method != "local" else None
+    cluster = {id: k for k, members in enumerate(run.clusters) for id in members}
+    table = Table(title=f"top-1 accuracy on each client's own test set, %: local only → {run.method}", title_justify="left")
+    table.add_column("client")
+    table.add_column("model")
+    if cluster:
+        table.add_column("cluster", justify="right")
+    if before:
+        table.add_column("local only", justify="right")
+    table.add_column(run.method, justify="right", style="bold")
+    if before:
+        table.add_column("points", justify="right")
+
+    def add(name: str, model: str, k: str, old: float | None, new: float, style: str | None = None) -> None:
+        cells = [name, model, *([k] if cluster else [])]
+        if old is None:
+            table.add_row(*cells, f"{new:.1f}", style=style)
+        else:
+            colour = "green" if new > old else "red" if new < old else "default"
+            table.add_row(*cells, f"{old:.1f}", f"{new:.1f}", f"[{colour}]{new - old:+.1f}[/]", style=style)
+
+    def gain(id: str) -> float:
+        return after.per_client[id] - (before.per_client[id] if before else 0)
+
+    for id in sorted(after.per_client, key=gain, reverse=True):
+        model = repr(run.models[id]).split("(")[-1].rstrip(")")
+        add(id, model, str(cluster.get(id, "")), before.per_client[id] if before else None, after.per_client[id])
+    table.add_section()
+    add("mean", "", "", before.mean if before else None, after.mean, "bold")
+    add("worst client", "", "", before.min if before else None, after.min)
+    return table
