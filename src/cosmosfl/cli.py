@@ -62,7 +62,7 @@ def _root(
 @app.command()
 def run(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see a run's config.toml.")] = None,
-    set: Annotated[  # noqa: A002 (the option's name)
+    set: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one key, such as partition.alpha=1. Repeatable."),
     ] = None,

@@ -65,9 +65,9 @@ def pairwise_distances(predictions: npt.ArrayLike, metric: Metric = "cosine") ->
             result = np.array([(choice != row).mean(axis=1) for row in choice])
         case _:
             raise ValueError(f"metric: {metric!r}; expected one of {', '.join(METRICS)}")
-    result = (result + result.T) / 2
-    np.fill_diagonal(result, 0)
-    return result
+    symmetric: Distances = (result + result.T) / 2
+    np.fill_diagonal(symmetric, 0)
+    return symmetric
 
 
 def greedy_clusters(distances: npt.ArrayLike, threshold: float) -> Partition:
@@ -182,7 +182,8 @@ def aggregate(predictions: npt.ArrayLike, how: Aggregation = "mean", *, trim: fl
             raise ValueError(f"how: {how!r}; expected one of {', '.join(get_args(Aggregation))}")
     total = target.sum(axis=1, keepdims=True)
     uniform = np.full_like(target, 1 / target.shape[1])
-    return np.where(total > 0, target / np.where(total > 0, total, 1), uniform).astype(np.float32)
+    result: FloatArray = np.where(total > 0, target / np.where(total > 0, total, 1), uniform).astype(np.float32)
+    return result
 
 
 def cluster_stability(
@@ -232,7 +233,8 @@ def _one_minus_cosine(vectors: npt.NDArray[np.float64]) -> Distances:
     flat = vectors.reshape(len(vectors), -1)
     norms = np.linalg.norm(flat, axis=1, keepdims=True)
     flat = np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 1e-9)
-    return np.clip(1 - flat @ flat.T, 0, 2)
+    result: Distances = np.clip(1 - flat @ flat.T, 0, 2)
+    return result
 
 
 def _otsu(values: npt.NDArray[np.float64]) -> tuple[float, float, float, float]:

@@ -233,7 +233,7 @@ def _one_line(error: ErrorDetails, prefix: tuple[str, ...], method: str) -> str:
     if error["type"] == "extra_forbidden":
         return unknown(key, keys[-1], _known_keys(keys[:-1], method)).replace(f": {keys[-1]!r} is not known", ": no such key")
     if error["type"] == "value_error":
-        return f"{key}: {str(error['ctx']['error'])}" if "ctx" in error else f"{key}: {error['msg']}"
+        return f"{key}: {error['ctx']['error']!s}" if "ctx" in error else f"{key}: {error['msg']}"
     expected = error["msg"][0].lower() + error["msg"][1:]
     return f"{key}: {error['input']!r}; {expected.replace('input should be', 'expected')}"
 
@@ -243,6 +243,5 @@ def _known_keys(path: Sequence[str], method: str) -> list[str]:
         return [*_Tables.model_fields, "method"]
     if path[0] == "method":
         return ["name", *(field for field in METHODS[method].model_fields if field != "teacher")]
-    table = _Tables.model_fields[path[0]].annotation
-    assert table is not None
-    return list(table.model_fields) if issubclass(table, BaseModel) else []
+    table = _Tables.model_fields[path[0]].default
+    return list(type(table).model_fields) if isinstance(table, BaseModel) else []

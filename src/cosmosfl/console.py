@@ -56,7 +56,8 @@ class LiveProgress:
             case Started():
                 self.rounds, self.n_clients = event.rounds, len(event.clients)
                 # the server's work of a round counts as much as that of all clients, near enough
-                self.progress.update(self.task, total=(3 * (self.rounds + 1) + 1) * self.n_clients)
+                federated = (2 * (self.rounds + 1) + 1) * self.n_clients
+                self.progress.update(self.task, total=federated + (self.rounds + 2) * event.baseline_clients)
             case PhaseStarted():
                 if event.phase in ("server", "final"):
                     self.progress.advance(self.task, self.n_clients if event.phase == "server" else 0)
@@ -84,8 +85,8 @@ class LiveProgress:
             return f"{sum(values) / len(values):5.1f} %" if values else "    –  "
 
         self.console.print(
-            f"round {round:>2}   alone {mean('local')}   after fit {mean('client_after_fit')}   "
-            f"[bold]client {mean('client')}[/]   cluster model {mean('cluster')}   oracle {mean('oracle')}",
+            f"round {round:>2}  alone {mean('local')}  after fit {mean('client_after_fit')}  "
+            f"[bold]client {mean('client')}[/]  cluster {mean('cluster')}",
             highlight=False,
         )
 

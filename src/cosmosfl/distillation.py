@@ -51,7 +51,8 @@ def consistency(module: nn.Module, inputs: Tensor, logits: Tensor, noise: float)
         Standard deviation of δ, in units of the (normalised) inputs.
     """
     noisy = module(inputs + noise * torch.randn_like(inputs))
-    return (logits.softmax(dim=1) - noisy.softmax(dim=1)).square().mean()
+    change: Tensor = logits.softmax(dim=1) - noisy.softmax(dim=1)
+    return change.square().mean()
 
 
 def batches(n: int, batch_size: int, rng: np.random.Generator) -> Iterator[Tensor]:

@@ -12,13 +12,12 @@ from cosmosfl.protocol import Clustering, Rejection
 
 @dataclass(frozen=True)
 class Started:
-    """A run begins: rounds after the first, clients, classes and public samples."""
+    """A run begins: rounds after the first, who takes part, and how many of them are also trained alone."""
 
     method: str
     rounds: int
     clients: tuple[str, ...]
-    n_classes: int
-    public_samples: int
+    baseline_clients: int
 
 
 @dataclass(frozen=True)

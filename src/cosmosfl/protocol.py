@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -102,7 +102,7 @@ class Client:
 
     def __init__(
         self,
-        id: ClientId,  # noqa: A002 (the field's own word)
+        id: ClientId,
         learner: Learner,
         inputs: npt.ArrayLike,
         labels: npt.ArrayLike,
@@ -239,7 +239,7 @@ class ClientSide(ABC, Generic[Down, Up]):
     def step(self, message: Down) -> Up:
         """Take the server's message, learn, answer."""
 
-    def finish(self, message: Down) -> None:  # noqa: B027 (optional)
+    def finish(self, message: Down) -> None:
         """Take the server's last message; nothing is sent back."""
 
     def fit(self, round: int, epochs: int) -> None:

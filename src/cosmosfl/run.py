@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from sklearn.dummy import DummyClassifier
 from sklearn.metrics import adjusted_rand_score
 
 from cosmosfl.evaluation.metrics import MOMENTS, Measurement, Moment, Summary, at_moment
@@ -265,7 +264,7 @@ def _read_index(directory: Path) -> dict[str, Any]:
 
 def _save_models(run: Run, directory: Path) -> None:
     def save(learner: Learner, file: str) -> dict[str, Any]:
-        state = {k: np.ascontiguousarray(v) for k, v in learner.state().items() if not k.startswith(TRAINING_PREFIX)}
+        state = {k: np.asarray(v, order="C") for k, v in learner.state().items() if not k.startswith(TRAINING_PREFIX)}
         save_file(state, directory / file)
         return {"file": file, **_describe(learner)}
 
@@ -298,6 +297,8 @@ def _load_model(directory: Path, entry: dict[str, Any], given: Learner | None, t
             f"it holds {', '.join(types)}, which a crafted file can use to do harm; if you trust where the files come "
             "from: load(..., trusted=True)"
         )
+    if entry["kind"] == "sklearn" and given is None:
+        return SklearnLearner.from_state(state)
     learner = copy.deepcopy(given) if given is not None else _rebuild(entry)
     learner.restore(state)
     return learner
@@ -307,8 +308,6 @@ def _rebuild(entry: dict[str, Any]) -> Learner:
     match entry["kind"]:
         case "torch" if entry["model"] in MODELS:
             return TorchLearner(entry["model"])
-        case "sklearn":
-            return SklearnLearner(DummyClassifier())
         case "boosting":
             return BoostingLearner(entry["library"])
         case "torch":

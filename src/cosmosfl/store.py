@@ -159,7 +159,7 @@ class RunDirectory:
 def environment() -> dict[str, Any]:
     """Return machine and versions: what a reader needs to know to repeat or to doubt a number."""
     packages = ("cosmosfl", "numpy", "torch", "scikit-learn", "skops", "safetensors", "lightgbm", "xgboost-cpu")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in packages:
         try:
             versions[package] = metadata.version(package)

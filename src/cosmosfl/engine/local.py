@@ -90,9 +90,10 @@ class LocalEngine:
         """Run the federation; see `Method.fit` for parameters, result and errors."""
         public, task = agree(clients, public, rounds, seed, n_classes)
         log = _Log(self.callbacks)
-        log(Started(method.name, rounds, tuple(c.id for c in clients), task.n_classes, len(public)))
-        if local_baseline and method.name != Local.name:
-            tested = [c for c in clients if c.test is not None]
+        tested = [c for c in clients if c.test is not None]
+        with_baseline = local_baseline and method.name != Local.name and bool(tested)
+        log(Started(method.name, rounds, tuple(c.id for c in clients), len(tested) if with_baseline else 0))
+        if with_baseline:
             log(PhaseStarted(0, "baseline"))
             baseline = _Log([lambda event: log(event) if _of_baseline(event) else None])
             _loop(Local(local_epochs=method.local_epochs), tested, public, task, rounds, baseline)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import skops.io
 from sklearn.base import clone
+from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
@@ -57,11 +58,14 @@ class SklearnLearner(RefitLearner):
         model = state["model"].tobytes()
         return list(skops.io.get_untrusted_types(data=model)) if model else []
 
-    def restore(self, state: State) -> None:
-        """As in `RefitLearner`; the restored model also becomes the estimator that later calls refit."""
-        super().restore(state)
-        if self._model is not None:
-            self.estimator = clone(self._model)
+    @classmethod
+    def from_state(cls, state: State) -> SklearnLearner:
+        """Return the learner that returned `state`, where nobody has its estimator any more."""
+        learner = cls(DummyClassifier())
+        learner.restore(state)
+        if learner._model is not None:
+            learner.estimator = clone(learner._model)
+        return learner
 
     def _takes_weights(self) -> bool:
         return bool(has_fit_parameter(_last_step(self.estimator), "sample_weight"))

@@ -222,7 +222,7 @@ class TorchLearner:
         )
 
     def _tensor(self, inputs: InputArray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(inputs)).to(self.device)
+        tensor = torch.from_numpy(np.require(inputs, requirements=["C", "W"])).to(self.device)  # a memory map is copied
         return tensor.float().div_(127.5).sub_(1) if tensor.dtype == torch.uint8 else tensor.float()
 
 

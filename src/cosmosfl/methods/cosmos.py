@@ -146,7 +146,7 @@ class CosmosServer(ServerSide[TeacherLabels, PseudoLabels]):
         if self.clustering is None:
             self.clustering = self.cluster(accepted)
             self.cluster_models = [copy.deepcopy(self.teacher()) for _ in self.clustering.clusters]
-        downlinks = {}
+        downlinks: dict[ClientId, TeacherLabels] = {}
         for k, members in enumerate(self.clustering.clusters):
             present = [accepted[i] for i in members if i in accepted]
             if not present:

@@ -16,8 +16,8 @@ def image_shape(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
     """
     if len(input_shape) != 3:
         raise ValueError(
-            f"input shape {input_shape}; a CNN takes images (channels, height, width). For flat features use 'mlp' "
-            "or a scikit-learn model"
+            f"input shape {input_shape}; a CNN takes images (channels, height, width). For flat features use "
+            "'mlp' or a scikit-learn model"
         )
     return input_shape[0], input_shape[1], input_shape[2]
 
@@ -25,8 +25,8 @@ def image_shape(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
 def stem_halvings(input_shape: tuple[int, ...]) -> int:
     """Return how many of the first two halvings of an ImageNet model an image is large enough for.
 
-    The originals halve an image of 224 pixels twice before their first stage. Here no halving leaves less than 32
-    pixels: there is none below 64 pixels, one below 128, else two. Of a rectangle, the shorter side counts.
+    The originals halve an image of 224 pixels twice before their first stage. Here no halving leaves less than
+    32 pixels: there is none below 64 pixels, one below 128, else two. Of a rectangle, the shorter side counts.
     """
     _, height, width = image_shape(input_shape)
     return sum(min(height, width) >= side for side in (64, 128))
@@ -64,9 +64,9 @@ def pool_and_classify(width: int, n_classes: int) -> list[nn.Module]:
 def prepared(module: nn.Module) -> nn.Module:
     """Give a new module its initial weights and its memory layout, and return it.
 
-    The weights of convolutions are drawn after He et al. 2015, eq. 10: PyTorch's own lose a factor of √6 in scale
-    a layer, which deep networks without normalisation do not survive. They lie channels last, which takes 5 to 35%
-    off a training step on a CPU.
+    The weights of convolutions are drawn after He et al. 2015, eq. 10: PyTorch's own lose a factor of √6 in
+    scale a layer, which deep networks without normalisation do not survive. They lie channels last, which takes
+    5 to 35% off a training step on a CPU.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

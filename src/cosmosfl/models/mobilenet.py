@@ -18,7 +18,7 @@ _STAGES = (  # expansion, channels, blocks, stride: table 2 of the paper
 
 
 class InvertedResidual(nn.Module):
-    """A 1×1 expansion, a depthwise 3×3 convolution, a linear 1×1 projection; added to an input of the same shape."""
+    """1×1 expansion, depthwise 3×3 convolution, linear 1×1 projection; added to an input of the same shape."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
         super().__init__()

@@ -69,14 +69,12 @@ def outside_factory(name: str) -> Factory:
     ValueError
         If there is no such model or factory.
     """
-    match name.split(":", 1):
-        case "torchvision", model:
-            return _torchvision_factory(model)
-        case "timm", model:
-            return _timm_factory(model)
-        case module, attribute:
-            return _imported_factory(name, module, attribute)
-    raise ValueError(f"model: {name!r}; expected 'module:factory'")
+    where, _, what = name.partition(":")
+    if where == "torchvision":
+        return _torchvision_factory(what)
+    if where == "timm":
+        return _timm_factory(what)
+    return _imported_factory(name, where, what)
 
 
 def _make_resized(factory: Factory, size: int, input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
@@ -133,7 +131,7 @@ def _imported_factory(name: str, module: str, attribute: str) -> Factory:
         if not _is_within(module, error.name):
             raise  # the module exists; something that it needs does not
         raise ValueError(
-            f"model: {name!r}: there is no module {error.name!r}; is it installed, or in a directory on PYTHONPATH?"
+            f"model: {name!r}: there is no module {error.name!r}; is it installed, or on PYTHONPATH?"
         ) from error
     try:
         factory = attrgetter(attribute)(imported)
@@ -142,8 +140,8 @@ def _imported_factory(name: str, module: str, attribute: str) -> Factory:
     if isinstance(factory, nn.Module) or not callable(factory):
         # a ValueError, as for every wrong name; a module that exists already would be shared by all clients
         raise ValueError(  # noqa: TRY004
-            f"model: {name!r} is an object of type {type(factory).__name__}; expected a factory: a function or class "
-            "that makes a new torch module"
+            f"model: {name!r} is an object of type {type(factory).__name__}; expected a factory: a function or "
+            "class that makes a new torch module"
         )
     return partial(_make_imported, name, factory, _takes_shape(name, factory))
 
