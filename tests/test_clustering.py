@@ -69,7 +69,9 @@ def test_l2_reaches_its_upper_end_for_certain_clients_that_never_agree():
 @settings(max_examples=20, deadline=None)
 def test_repeating_the_public_set_leaves_the_distances_alone(metric, seed, times):
     P = random_predictions(seed)
-    np.testing.assert_allclose(pairwise_distances(np.tile(P, (1, times, 1)), metric), pairwise_distances(P, metric), atol=1e-9)
+    np.testing.assert_allclose(
+        pairwise_distances(np.tile(P, (1, times, 1)), metric), pairwise_distances(P, metric), atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -145,7 +147,7 @@ def test_permuting_clients_permutes_clusters_where_no_count_is_tied(seed, n, b):
     order = np.random.default_rng(seed).permutation(n)
     remaining = np.ones(n, dtype=bool)
     while remaining.any():  # "ties: lowest index" depends on the order by definition: leave such cases out
-        counts = ((D <= b)[:, remaining].sum(axis=1))[remaining]
+        counts = ((b >= D)[:, remaining].sum(axis=1))[remaining]
         if (counts == counts.max()).sum() > 1:
             return
         center = np.flatnonzero(remaining)[counts.argmax()]
@@ -210,6 +212,14 @@ def test_auto_with_one_client_two_equal_clients_and_two_strangers():
     assert greedy_clusters(pairwise_distances(P[:1]), auto_threshold(P[:1])) == [[0]]
     assert greedy_clusters(pairwise_distances(P[:2]), auto_threshold(P[:2])) == [[0, 1]]
     assert greedy_clusters(pairwise_distances(P[1:]), auto_threshold(P[1:])) == [[0], [1]]
+
+
+def test_auto_does_not_split_clients_that_agree_because_some_agree_better_still():
+    P = grouped_predictions(0, [list(range(10))] * 3, sharpness=[1.0, 1.0])
+    P[1] = 0.9 * P[0] + 0.1 * P[1]
+    D = pairwise_distances(P)
+    assert D[0, 1] < 0.1 < 0.2 < D[0, 2] < 0.6
+    assert len(greedy_clusters(D, auto_threshold(P))) == 1
 
 
 def test_auto_joins_clients_that_predict_the_same():

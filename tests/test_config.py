@@ -19,7 +19,7 @@ def test_a_resolved_configuration_reads_back_as_itself(method, tmp_path):
     config = ExperimentConfig.parse({"method": {"name": method, "local_epochs": 2}, "teacher": {"consistency": 5}})
     resolved = config.to_dict()
     file = tmp_path / "config.toml"
-    file.write_text(tomli_w.dumps({k: v for k, v in _without_none(resolved).items()}))
+    file.write_text(tomli_w.dumps(_without_none(resolved)))
     assert ExperimentConfig.parse(read_toml(file)).to_dict() == resolved
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import cosmosfl as cf
 from conftest import make_clients
 from cosmosfl.data.sources import Source
-from cosmosfl.evaluation.metrics import MOMENTS, Measurement
+from cosmosfl.evaluation.metrics import MOMENTS
 from cosmosfl.events import ClientDone, PhaseStarted, Started
 from cosmosfl.protocol import Clustering, InvalidMessageError
 
@@ -61,7 +61,9 @@ def test_a_callback_cannot_change_the_result(public):
     phases = [(e.round, e.phase) for e in seen if isinstance(e, PhaseStarted)]
     rounds = [(r, phase) for r in (0, 1) for phase in ("clients", "server")]
     assert phases == [(0, "baseline"), *rounds, (1, "final")]
-    assert sum(isinstance(e, ClientDone) for e in seen) == 4 * 2 * (2 + 1)  # alone and together: two rounds and the last distillation
+    assert sum(isinstance(e, ClientDone) for e in seen) == 4 * 2 * (
+        2 + 1
+    )  # alone and together: two rounds and the last distillation
     assert sum(isinstance(e, Clustering) for e in seen) == 1
 
 
@@ -128,7 +130,10 @@ def test_one_private_sample_and_one_class_are_enough(public):
         ({"seed": -1}, "seed: -1; expected a whole number of at least 0"),
         ({"n_classes": 3}, r"client 'b': label 3; expected 0..2"),
         ({"n_classes": 1}, "n_classes: 1; expected at least 2"),
-        ({"public": np.zeros((5, 3))}, r"client 'a': private set has samples of shape \(2,\), float32; expected \(3,\)"),
+        (
+            {"public": np.zeros((5, 3))},
+            r"client 'a': private set has samples of shape \(2,\), float32; expected \(3,\)",
+        ),
         ({"public": np.zeros((5, 2), np.uint8)}, "float32; expected .* uint8, as in the public set"),
         ({"public": np.zeros((1, 2))}, "public set: 1 samples; expected at least 2"),
         ({"public": np.full((5, 2), np.nan)}, "public set: 5 of 5 samples hold NaN"),
@@ -190,7 +195,12 @@ def test_public_labels_cannot_change_anything(monkeypatch):
     from cosmosfl.randomness import stream
 
     config = ExperimentConfig.parse(
-        {"rounds": 1, "method": FAST, "partition": {"clients": 4}, "clients": {"models": ["mlp", "logistic-regression"]}}
+        {
+            "rounds": 1,
+            "method": FAST,
+            "partition": {"clients": 4},
+            "clients": {"models": ["mlp", "logistic-regression"]},
+        }
     )
     original = experiment.load_source("digits")
     public, rest = take_public(original.train_labels, config.dataset.public_fraction, stream(0, "public set"))
@@ -200,8 +210,12 @@ def test_public_labels_cannot_change_anything(monkeypatch):
     monkeypatch.setattr(experiment, "take_public", lambda labels, fraction, rng: (public, rest))
 
     def run(labels: np.ndarray) -> cf.Run:
-        source = Source("digits", original.train_inputs, labels, *[getattr(original, f) for f in (
-            "test_inputs", "test_labels", "class_names")])
+        source = Source(
+            "digits",
+            original.train_inputs,
+            labels,
+            *[getattr(original, f) for f in ("test_inputs", "test_labels", "class_names")],
+        )
         monkeypatch.setattr(experiment, "load_source", lambda name: source)
         return experiment.run_experiment(config)
 

@@ -208,27 +208,34 @@ def test_samples_per_client():
     assert [len(p) for p in part.test] == [len(p) for p in whole.test]
 
 
-@pytest.mark.parametrize(("name", "n_clients", "options", "complaint"), [
-    ("iid", 0, {}, r"clients: 0; expected 1 to 100"),
-    ("iid", 101, {}, r"clients: 101; expected 1 to 100"),
-    ("iid", 2, {"samples_per_client": 0}, "samples_per_client: 0; expected at least 1"),
-    ("dirichlet", 20, {"alpha": 0.001},
-     r"split 'dirichlet' \(20 clients, 100 samples, alpha 0.001, min_samples 10\): .*; raise alpha, or lower"),
-    ("dirichlet", 5, {"min_samples": 1000}, "min_samples 1000"),
-    ("dirichlet", 5, {"alpha": 0}, "alpha: 0; expected a number above 0"),
-    ("dirichlet", 40, {"alpha": 0.01, "min_samples": 0}, r"client \d+ would have no private samples; raise"),
-    ("pathological", 5, {"classes_per_client": 6}, "take fewer clients or fewer classes for each"),
-    ("pathological", 5, {"classes_per_client": 0}, "classes_per_client: 0; expected at least 1"),
-    ("pathological", 90, {"classes_per_client": 4}, "take fewer clients or fewer classes for each"),
-    ("pathological", 5, {"assignment": "none"}, "none"),
-    ("quantity-skew", 30, {"growth": "exponential"}, "take fewer clients, or another growth or other sizes"),
-    ("quantity-skew", 3, {"growth": "linar"}, "growth: 'linar' is not known; did you mean 'linear'"),
-    ("quantity-skew", 3, {"sizes": [1, 2]}, "sizes: 2 numbers; expected 3, one for each client"),
-    ("quantity-skew", 2, {"sizes": [60, 60]}, "take fewer clients, or another growth or other sizes"),
-    ("dirichlet", 5, {"alhpa": 1}, "split 'dirichlet': 'alhpa' is not known; did you mean 'alpha'"),
-    ("iid", 5, {"alpha": 1}, "option of the split 'iid': 'alpha'; there are none"),
-    ("patological", 5, {}, "split: 'patological' is not known; did you mean 'pathological'"),
-])
+@pytest.mark.parametrize(
+    ("name", "n_clients", "options", "complaint"),
+    [
+        ("iid", 0, {}, r"clients: 0; expected 1 to 100"),
+        ("iid", 101, {}, r"clients: 101; expected 1 to 100"),
+        ("iid", 2, {"samples_per_client": 0}, "samples_per_client: 0; expected at least 1"),
+        (
+            "dirichlet",
+            20,
+            {"alpha": 0.001},
+            r"split 'dirichlet' \(20 clients, 100 samples, alpha 0.001, min_samples 10\): .*; raise alpha, or lower",
+        ),
+        ("dirichlet", 5, {"min_samples": 1000}, "min_samples 1000"),
+        ("dirichlet", 5, {"alpha": 0}, "alpha: 0; expected a number above 0"),
+        ("dirichlet", 40, {"alpha": 0.01, "min_samples": 0}, r"client \d+ would have no private samples; raise"),
+        ("pathological", 5, {"classes_per_client": 6}, "take fewer clients or fewer classes for each"),
+        ("pathological", 5, {"classes_per_client": 0}, "classes_per_client: 0; expected at least 1"),
+        ("pathological", 90, {"classes_per_client": 4}, "take fewer clients or fewer classes for each"),
+        ("pathological", 5, {"assignment": "none"}, "none"),
+        ("quantity-skew", 30, {"growth": "exponential"}, "take fewer clients, or another growth or other sizes"),
+        ("quantity-skew", 3, {"growth": "linar"}, "growth: 'linar' is not known; did you mean 'linear'"),
+        ("quantity-skew", 3, {"sizes": [1, 2]}, "sizes: 2 numbers; expected 3, one for each client"),
+        ("quantity-skew", 2, {"sizes": [60, 60]}, "take fewer clients, or another growth or other sizes"),
+        ("dirichlet", 5, {"alhpa": 1}, "split 'dirichlet': 'alhpa' is not known; did you mean 'alpha'"),
+        ("iid", 5, {"alpha": 1}, "option of the split 'iid': 'alpha'; there are none"),
+        ("patological", 5, {}, "split: 'patological' is not known; did you mean 'pathological'"),
+    ],
+)
 def test_impossible_settings_end_quickly(name, n_clients, options, complaint):
     labels = labels_of(5, 20)
     start = time.perf_counter()
@@ -261,13 +268,15 @@ def test_a_partitioner_that_gives_a_sample_twice():
 
 
 def test_without_the_library_the_error_says_what_to_install():
-    code = ("import sys\n"
-            "sys.modules['flwr_datasets'] = None\n"
-            "import cosmosfl.data.partition\n"
-            "try:\n"
-            "    import cosmosfl.data.flower_partitioners\n"
-            "except ImportError as error:\n"
-            "    assert \"pip install 'cosmosfl[data]'\" in str(error), error\n"
-            "else:\n"
-            "    raise AssertionError")
+    code = (
+        "import sys\n"
+        "sys.modules['flwr_datasets'] = None\n"
+        "import cosmosfl.data.partition\n"
+        "try:\n"
+        "    import cosmosfl.data.flower_partitioners\n"
+        "except ImportError as error:\n"
+        "    assert \"pip install 'cosmosfl[data]'\" in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

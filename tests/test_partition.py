@@ -80,7 +80,10 @@ def test_samples_per_client_is_an_upper_limit_for_training_only():
         ({"alpha": 0}, "alpha: 0; expected a number above 0"),
         ({"mixing": 1.5}, "mixing: 1.5; expected a fraction"),
         ({"samples_per_client": 0}, "samples_per_client: 0; expected at least 1"),
-        ({"n_clients": 2000}, "client .* would have no private samples .* raise alpha or mixing, or take fewer clients"),
+        (
+            {"n_clients": 2000},
+            "client .* would have no private samples .* raise alpha or mixing, or take fewer clients",
+        ),
     ],
 )
 def test_what_cannot_be_split_is_named(options, message):

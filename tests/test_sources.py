@@ -66,8 +66,10 @@ def encode(pixels, kind="PNG", **options):
 def write_parquet(path, pixels, labels, *, columns=("image", "label"), names=NAMES, mode=None, encoded=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = [encode(p) for p in pixels] if encoded is None else encoded
-    image = pa.array([{"bytes": e, "path": f"{i}.png"} for i, e in enumerate(encoded)],
-                     pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    image = pa.array(
+        [{"bytes": e, "path": f"{i}.png"} for i, e in enumerate(encoded)],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
     table = pa.table({columns[0]: image, columns[1]: labels})
     if names is not None:
         image_feature, label_feature = {"_type": "Image", "mode": mode}, {"_type": "ClassLabel", "names": names}
@@ -110,8 +112,9 @@ def tiny(monkeypatch):
     """Make a known data set small, so that it can be written in a test."""
 
     def shrink(name, *, n_train, n_test, n_classes, shape):
-        entry = replace(SOURCES[name], n_train=n_train, n_test=n_test, n_classes=n_classes, shape=shape,
-                        class_names=None, system=())
+        entry = replace(
+            SOURCES[name], n_train=n_train, n_test=n_test, n_classes=n_classes, shape=shape, class_names=None, system=()
+        )
         monkeypatch.setitem(SOURCES, name, entry)
 
     return shrink
@@ -148,10 +151,12 @@ def test_digits_stay_what_they_are():
 
 
 def test_digits_need_no_optional_library():
-    code = ("import sys\n"
-            "sys.modules.update(dict.fromkeys(('datasets', 'pyarrow', 'PIL', 'flwr_datasets')))\n"
-            "from cosmosfl.data.sources import load_source\n"
-            "load_source('digits')")
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('datasets', 'pyarrow', 'PIL', 'flwr_datasets')))\n"
+        "from cosmosfl.data.sources import load_source\n"
+        "load_source('digits')"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -443,8 +448,9 @@ def test_a_damaged_shard_is_named(own, content):
 @pytest.mark.parametrize("encoded", [b"", b"not an image", encode(made(1)[0][0])[:-30], None])
 def test_a_damaged_image_is_named(own, encoded):
     pixels, labels = made(4, seed=1)
-    write_parquet(own / "test-00000-of-00001.parquet", pixels, labels,
-                  encoded=[*(encode(p) for p in pixels[:3]), encoded])
+    write_parquet(
+        own / "test-00000-of-00001.parquet", pixels, labels, encoded=[*(encode(p) for p in pixels[:3]), encoded]
+    )
     with pytest.raises(ValueError, match=r"test-00000-of-00001\.parquet, row 3 \(3\.png\): "):
         load_source(own)
     assert not list(Path(os.environ["COSMOSFL_CACHE"]).glob("*"))  # nothing half-done stays
@@ -485,12 +491,15 @@ def test_a_class_only_in_the_test_split(tmp_path):
         load_source(tmp_path)
 
 
-@pytest.mark.parametrize(("labels", "complaint"), [
-    ([0, 1, 2, 3], r"label 3; expected 0\.\.2"),
-    ([0, 1, -1, 2], r"label -1; expected 0\.\.2"),
-    ([0, 1, 2, None], "1 rows without a label"),
-    ([0.0, 1.0, 2.0, 0.5], "labels of type float64"),
-])
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        ([0, 1, 2, 3], r"label 3; expected 0\.\.2"),
+        ([0, 1, -1, 2], r"label -1; expected 0\.\.2"),
+        ([0, 1, 2, None], "1 rows without a label"),
+        ([0.0, 1.0, 2.0, 0.5], "labels of type float64"),
+    ],
+)
 def test_wrong_labels_in_parquet(own, labels, complaint):
     write_parquet(own / "test-00000-of-00001.parquet", made(4)[0], labels)
     with pytest.raises(ValueError, match=rf"test-00000-of-00001\.parquet: {complaint}"):
@@ -656,19 +665,22 @@ def test_words_in_arrays():
     check(source, train, test)
 
 
-@pytest.mark.parametrize(("change", "complaint"), [
-    ({"train_inputs": np.zeros((6, 20))}, r"train_inputs: shape \(6, 20\); expected"),
-    ({"train_inputs": np.zeros((6, 2, 5, 4))}, r"train_inputs: shape \(6, 2, 5, 4\)"),
-    ({"train_inputs": np.full((6, 5, 4), 256)}, r"train_inputs: values from 256 to 256; expected 0\.\.255"),
-    ({"train_inputs": np.full((6, 5, 4), np.nan)}, "train_inputs: values from nan"),
-    ({"train_inputs": np.full((6, 5, 4), 1.5)}, r"train_inputs: fractions up to 1\.5"),
-    ({"train_inputs": np.array([["a"]])}, "train_inputs: dtype <U1"),
-    ({"test_inputs": np.zeros((4, 3, 9, 9))}, "mine: training images of shape"),
-    ({"test_inputs": np.zeros((0, 3, 5, 4)), "test_labels": []}, "test_labels: no samples"),
-    ({"train_labels": [0, 1]}, r"train_labels: shape \(2,\); expected \(6,\)"),
-    ({"train_labels": [0, 1, 2, 0, 1, 9]}, r"train_labels: label 9; expected 0\.\.2"),
-    ({"test_labels": ["cat"] * 4}, "test_labels: labels of type <U3; expected int64 as in train_labels"),
-])
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"train_inputs": np.zeros((6, 20))}, r"train_inputs: shape \(6, 20\); expected"),
+        ({"train_inputs": np.zeros((6, 2, 5, 4))}, r"train_inputs: shape \(6, 2, 5, 4\)"),
+        ({"train_inputs": np.full((6, 5, 4), 256)}, r"train_inputs: values from 256 to 256; expected 0\.\.255"),
+        ({"train_inputs": np.full((6, 5, 4), np.nan)}, "train_inputs: values from nan"),
+        ({"train_inputs": np.full((6, 5, 4), 1.5)}, r"train_inputs: fractions up to 1\.5"),
+        ({"train_inputs": np.array([["a"]])}, "train_inputs: dtype <U1"),
+        ({"test_inputs": np.zeros((4, 3, 9, 9))}, "mine: training images of shape"),
+        ({"test_inputs": np.zeros((0, 3, 5, 4)), "test_labels": []}, "test_labels: no samples"),
+        ({"train_labels": [0, 1]}, r"train_labels: shape \(2,\); expected \(6,\)"),
+        ({"train_labels": [0, 1, 2, 0, 1, 9]}, r"train_labels: label 9; expected 0\.\.2"),
+        ({"test_labels": ["cat"] * 4}, "test_labels: labels of type <U3; expected int64 as in train_labels"),
+    ],
+)
 def test_wrong_arrays(change, complaint):
     names = ("train_inputs", "train_labels", "test_inputs", "test_labels")
     arguments = dict(zip(names, (*made(6), *made(4)), strict=True))

@@ -29,7 +29,7 @@ err = Console(stderr=True)
 
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
-    """What the user can mend is one line and exit status 2; anything else is a bug and keeps its traceback."""
+    """Turn what the user can mend into one line and exit status 2; anything else is a bug and keeps its traceback."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
@@ -55,7 +55,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None: ...
 
 
@@ -71,7 +73,9 @@ def run(
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the first.")] = None,
     seed: Annotated[int | None, typer.Option(help="The one seed.")] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory.  [default: a new one in runs/]")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run directory.  [default: a new one in runs/]")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the run directory only.")] = False,
 ) -> None:
@@ -86,8 +90,12 @@ def run(
         from cosmosfl.store import RunDirectory
 
         options = {
-            "dataset.name": dataset, "method.name": method, "partition.clients": clients, "rounds": rounds, "seed": seed,
-        }  # fmt: skip
+            "dataset.name": dataset,
+            "method.name": method,
+            "partition.clients": clients,
+            "rounds": rounds,
+            "seed": seed,
+        }
         resolved = ExperimentConfig.parse(
             _nested({key: value for key, value in options.items() if value is not None}),
             parse_assignments(set or []),
@@ -128,8 +136,11 @@ def run(
         highlight=False,
         soft_wrap=True,
     )
-    out.print(f"models      cosmosfl.load({str(where)!r}, trusted=True).model({next(iter(result.models))!r})",
-              highlight=False, soft_wrap=True)
+    out.print(
+        f"models      cosmosfl.load({str(where)!r}, trusted=True).model({next(iter(result.models))!r})",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -149,9 +160,7 @@ def methods() -> None:
 
     table = _table("method", "what it does", "hyper-parameters (method.KEY) and defaults")
     for name, method in METHODS.items():
-        keys = ", ".join(
-            f"{key}={field.default}" for key, field in method.model_fields.items() if key != "teacher"
-        )
+        keys = ", ".join(f"{key}={field.default}" for key, field in method.model_fields.items() if key != "teacher")
         table.add_row(name, method.summary, keys)
     out.print(table)
 

@@ -23,8 +23,9 @@ LEAST_PROBABILITY = 1e-3
 BIMODAL = 0.8
 """Share of the variance of the distances that two groups of them have to explain before `auto_threshold` believes in
 two kinds of pairs. The best split of evenly spread values explains 3/4, of normally distributed ones 2/π = 0.64."""
-APART = 0.75
-"""And the mean distance of the near pairs has to be at most this fraction of that of the far ones."""
+UNRELATED = 0.75
+"""And the far pairs have to be far: their mean cosine distance at least this. Clients that agree more than that have
+much to learn from each other, even where some agree better still."""
 MAX_CANDIDATES = 256
 
 
@@ -130,8 +131,8 @@ def auto_threshold(predictions: npt.ArrayLike, metric: Metric = "cosine") -> flo
     """Choose B0 from the predictions alone, with no knowledge of the groups.
 
     1. Split the pairwise distances into near and far ones so that the variance within both is least (Otsu's method).
-       If the split explains more of the variance than one even spread of distances would (`BIMODAL`), and the near
-       pairs are clearly nearer (`APART`), there are two kinds of pairs, hence groups. B0 is the threshold whose greedy
+       If the split explains more of the variance than one even spread of distances would (`BIMODAL`), and the far
+       pairs are far (`UNRELATED`), there are two kinds of pairs, hence groups. B0 is the threshold whose greedy
        clusters agree best with the split point τ: the sum of ``τ - d`` over pairs within a cluster and of ``d - τ``
        over pairs across clusters is greatest.
     2. Otherwise there is one kind of pairs. Clients whose predictions are on average related (mean cosine of
@@ -144,15 +145,15 @@ def auto_threshold(predictions: npt.ArrayLike, metric: Metric = "cosine") -> flo
         in which it gives these clusters.
     """
     P = _check(predictions)
-    D = pairwise_distances(P, metric)
-    if len(D) == 1:
+    if len(P) == 1:
         return 0.0
-    pairs = np.sort(D[np.triu_indices(len(D), 1)])
-    split, explained, near, far = _otsu(pairs)
-    if explained >= BIMODAL and near <= APART * far:
+    D = pairwise_distances(P, metric)
+    upper = np.triu_indices(len(P), 1)
+    pairs, cosines = D[upper], pairwise_distances(P, "cosine")[upper]
+    split, explained = _otsu(np.sort(pairs))
+    if explained >= BIMODAL and cosines[pairs > split].mean() >= UNRELATED:
         return _best_agreement(D, split)
-    related = pairwise_distances(P, "cosine")[np.triu_indices(len(D), 1)].mean() < 1
-    return float(pairs[-1]) if related else float(pairs[0]) / 2
+    return float(pairs.max()) if cosines.mean() < 1 else float(pairs.min()) / 2
 
 
 def aggregate(predictions: npt.ArrayLike, how: Aggregation = "mean", *, trim: float = 0.2) -> FloatArray:
@@ -237,20 +238,19 @@ def _one_minus_cosine(vectors: npt.NDArray[np.float64]) -> Distances:
     return result
 
 
-def _otsu(values: npt.NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Split sorted values in two: (split point, share of the variance explained, mean below, mean above)."""
+def _otsu(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Split sorted values in two: (split point, share of the variance that the split explains)."""
     n = len(values)
     variance = values.var()
     if n < 2 or variance < 1e-12:
-        return float(values.mean()), 0.0, float(values.mean()), float(values.mean())
+        return float(values.mean()), 0.0
     below = np.arange(1, n)
     sums = values.cumsum()
     mean_below = sums[:-1] / below
     mean_above = (sums[-1] - sums[:-1]) / (n - below)
     between = below * (n - below) / n**2 * (mean_above - mean_below) ** 2
     at = int(between.argmax())
-    split = (values[at] + values[at + 1]) / 2
-    return float(split), float(between[at] / variance), float(mean_below[at]), float(mean_above[at])
+    return float((values[at] + values[at + 1]) / 2), float(between[at] / variance)
 
 
 def _candidates(D: Distances) -> npt.NDArray[np.float64]:
@@ -271,5 +271,3 @@ def _best_agreement(D: Distances, split: float) -> float:
             best = agreement
             threshold = (values[i] + values[i + 1]) / 2 if i + 1 < len(values) else values[i]
     return float(threshold)
-
-

@@ -32,7 +32,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class ConfigError(ValueError):
-    """A configuration that is not valid; the message is one line that names the key, the value and what was expected."""
+    """A configuration that is not valid: one line that names the key, the value and what was expected."""
 
 
 def _model_name(name: str) -> str:
@@ -231,7 +231,9 @@ def _one_line(error: ErrorDetails, prefix: tuple[str, ...], method: str) -> str:
     keys = [part for part in path if part.replace("_", "").isalnum()]
     key = ".".join(keys)
     if error["type"] == "extra_forbidden":
-        return unknown(key, keys[-1], _known_keys(keys[:-1], method)).replace(f": {keys[-1]!r} is not known", ": no such key")
+        return unknown(key, keys[-1], _known_keys(keys[:-1], method)).replace(
+            f": {keys[-1]!r} is not known", ": no such key"
+        )
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']!s}" if "ctx" in error else f"{key}: {error['msg']}"
     expected = error["msg"][0].lower() + error["msg"][1:]

@@ -98,7 +98,9 @@ def outcome_table(run: Run) -> Table | None:
         return None
     before = run.accuracy("local") if run.method != "local" else None
     cluster = {id: k for k, members in enumerate(run.clusters) for id in members}
-    table = Table(title=f"top-1 accuracy on each client's own test set, %: local only → {run.method}", title_justify="left")
+    table = Table(
+        title=f"top-1 accuracy on each client's own test set, %: local only → {run.method}", title_justify="left"
+    )
     table.add_column("client")
     table.add_column("model")
     if cluster:

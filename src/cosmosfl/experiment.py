@@ -39,9 +39,7 @@ def build_federation(config: ExperimentConfig) -> Federation:
     """
     source = load_source(config.dataset.name)
     settings = config.partition
-    public, rest = take_public(
-        source.train_labels, config.dataset.public_fraction, stream(config.seed, "public set")
-    )
+    public, rest = take_public(source.train_labels, config.dataset.public_fraction, stream(config.seed, "public set"))
     partition = grouped_dirichlet(
         source.train_labels[rest],
         source.test_labels,
@@ -99,6 +97,4 @@ def run_experiment(
             )
     finally:
         torch.set_num_threads(threads)
-    return dataclasses.replace(
-        run, config=config.to_dict(), groups=federation.groups, dataset=config.dataset.name
-    )
+    return dataclasses.replace(run, config=config.to_dict(), groups=federation.groups, dataset=config.dataset.name)

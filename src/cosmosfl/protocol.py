@@ -50,9 +50,7 @@ class Learner(Protocol):
     ) -> None:
         """Learn from private `inputs` (n, ...) and hard `labels` (n,) in 0..n_classes-1, keeping what was learned."""
 
-    def distill(
-        self, inputs: InputArray, probabilities: FloatArray, *, epochs: int, rng: np.random.Generator
-    ) -> None:
+    def distill(self, inputs: InputArray, probabilities: FloatArray, *, epochs: int, rng: np.random.Generator) -> None:
         """Learn from public `inputs` (n, ...) and soft labels (n, C), keeping what was learned."""
 
     def predict_proba(self, inputs: InputArray) -> FloatArray:
@@ -406,5 +404,3 @@ class Method(BaseModel, ABC):
         return LocalEngine(callbacks).run(
             self, clients, public, rounds, seed=seed, n_classes=n_classes, local_baseline=local_baseline
         )
-
-

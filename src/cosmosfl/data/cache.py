@@ -94,8 +94,11 @@ def cached(label: str, key: Sequence[object], state: str, names: Sequence[str], 
         with _writing():
             return _open(place, names)
     except _CannotWriteError as error:
-        warnings.warn(f"the cache cannot be written ({error}); the images of {label!r} are kept in memory and "
-                      "decoded again next time; set COSMOSFL_CACHE to a directory that can", stacklevel=2)
+        warnings.warn(
+            f"the cache cannot be written ({error}); the images of {label!r} are kept in memory and "
+            "decoded again next time; set COSMOSFL_CACHE to a directory that can",
+            stacklevel=2,
+        )
     return in_memory(build())
 
 

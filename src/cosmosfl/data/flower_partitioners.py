@@ -143,8 +143,10 @@ class _TestPartitioner(flower.Partitioner):  # type: ignore[misc]
         """
         if self._partition is None:
             if not self._training.is_dataset_assigned():
-                raise AttributeError("the test split follows the training split, which is not assigned yet; "
-                                     "load a partition of the training split first")
+                raise AttributeError(
+                    "the test split follows the training split, which is not assigned yet; "
+                    "load a partition of the training split first"
+                )
             self._partition = self._training._split(self.dataset)
         return _select(self.dataset, self._partition.test, partition_id)
 
@@ -280,9 +282,7 @@ def dirichlet(n_clients: int, seed: int, *, alpha: float = 0.5, min_samples: int
     """
     if not alpha > 0:
         raise ValueError(f"alpha: {alpha!r}; expected a number above 0")
-    return flower.DirichletPartitioner(
-        n_clients, _LABEL, alpha=float(alpha), min_partition_size=min_samples, seed=seed
-    )
+    return flower.DirichletPartitioner(n_clients, _LABEL, alpha=float(alpha), min_partition_size=min_samples, seed=seed)
 
 
 def pathological(
@@ -366,8 +366,10 @@ def _options_of(make: Callable[..., Any]) -> dict[str, Any]:
 def _check_disjoint(parts: Sequence[IntArray]) -> None:
     given, counts = np.unique(np.concatenate(parts), return_counts=True)
     if (counts > 1).any():
-        raise ValueError(f"the partitioner gave out {(counts > 1).sum():,} samples more than once, such as "
-                         f"{given[counts > 1][0]}; expected disjoint partitions")
+        raise ValueError(
+            f"the partitioner gave out {(counts > 1).sum():,} samples more than once, such as "
+            f"{given[counts > 1][0]}; expected disjoint partitions"
+        )
 
 
 def _check_filled(kind: str, parts: Sequence[IntArray]) -> None:

@@ -99,8 +99,10 @@ def stack(images: Sequence[ByteArray], names: Sequence[str], shape: tuple[int, .
     """
     for image, name in zip(images, names, strict=True):
         if image.shape != shape:
-            raise ValueError(f"{name}: {_size(image.shape)} pixels; expected {_size(shape)} as the first image "
-                             "has, since all images of a data set have one size")
+            raise ValueError(
+                f"{name}: {_size(image.shape)} pixels; expected {_size(shape)} as the first image "
+                "has, since all images of a data set have one size"
+            )
     return np.stack(images)
 
 
@@ -134,8 +136,10 @@ def as_images(inputs: Any, name: str) -> ByteArray:
         return array
     if array.ndim == 4 and array.shape[3] in (1, 3):
         return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-    raise ValueError(f"{name}: shape {array.shape}; expected (n, height, width), (n, height, width, 1 or 3) or "
-                     "(n, 1 or 3, height, width)")
+    raise ValueError(
+        f"{name}: shape {array.shape}; expected (n, height, width), (n, height, width, 1 or 3) or "
+        "(n, 1 or 3, height, width)"
+    )
 
 
 def _from_pil(images: Sequence[Any], name: str) -> ByteArray:
@@ -157,6 +161,7 @@ def _to_bytes(array: npt.NDArray[Any], name: str) -> ByteArray:
         if high <= 1:
             array = np.rint(array * 255)
         elif not np.array_equal(array, np.rint(array)):
-            raise ValueError(f"{name}: fractions up to {high}; expected whole numbers in 0..255, or floating "
-                             "point in [0, 1]")
+            raise ValueError(
+                f"{name}: fractions up to {high}; expected whole numbers in 0..255, or floating point in [0, 1]"
+            )
     return array.astype(np.uint8)

@@ -111,9 +111,11 @@ def find_layout(root: Path, expected: Expected) -> Layout:
     images = [path for path in files if path.suffix.lower() in _IMAGE_SUFFIXES]
     if images:
         return _find_folders(root, images)
-    raise ValueError(f"{root}: no data set among its {len(files):,} files; expected parquet shards "
-                     f"(train-*.parquet, test-*.parquet), IDX files ({prefix}...train-images-idx3-ubyte, ..., "
-                     "also .gz) or image folders (train/<class>/*.png, test/<class>/*.png)")
+    raise ValueError(
+        f"{root}: no data set among its {len(files):,} files; expected parquet shards "
+        f"(train-*.parquet, test-*.parquet), IDX files ({prefix}...train-images-idx3-ubyte, ..., "
+        "also .gz) or image folders (train/<class>/*.png, test/<class>/*.png)"
+    )
 
 
 def _list(root: Path) -> list[Path]:
@@ -185,8 +187,10 @@ def _find_parquet(root: Path, files: Sequence[Path]) -> ParquetLayout:
     for name in ("train", test):
         directories = sorted({str(path.parent.relative_to(root)) for path in splits[name]})
         if len(directories) > 1:
-            raise ValueError(f"{root}: {name} shards in several directories ({', '.join(directories)}); "
-                             "expected one data set, so give the directory of one")
+            raise ValueError(
+                f"{root}: {name} shards in several directories ({', '.join(directories)}); "
+                "expected one data set, so give the directory of one"
+            )
     return ParquetLayout(tuple(splits["train"]), tuple(splits[test]))
 
 
@@ -309,8 +313,10 @@ def _idx(path: Path, n_dimensions: int) -> Iterator[tuple[IO[bytes], tuple[int, 
         with cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4 + 4 * n_dimensions)
             if head[:4] != _IDX_BYTES + bytes([n_dimensions]) or len(head) < 4 + 4 * n_dimensions:
-                raise ValueError(f"{path}: not an IDX file of bytes in {n_dimensions} dimensions (starts with "
-                                 f"{head[:4].hex(' ') or 'nothing'})")
+                raise ValueError(
+                    f"{path}: not an IDX file of bytes in {n_dimensions} dimensions (starts with "
+                    f"{head[:4].hex(' ') or 'nothing'})"
+                )
             shape = tuple(np.frombuffer(head, ">u4", offset=4).tolist())
             if path.suffix != ".gz":
                 _check_size(path, len(head) + math.prod(shape))

@@ -80,8 +80,10 @@ def grouped_dirichlet(
     if n_clients < 1:
         raise ValueError(f"clients: {n_clients}; expected at least 1")
     if not 1 <= n_groups <= min(n_clients, len(classes)):
-        raise ValueError(f"groups: {n_groups}; expected 1 to {min(n_clients, len(classes))}, since every group needs a "
-                         "client and a class")
+        raise ValueError(
+            f"groups: {n_groups}; expected 1 to {min(n_clients, len(classes))}, since every group needs a "
+            "client and a class"
+        )
     if not alpha > 0:
         raise ValueError(f"alpha: {alpha!r}; expected a number above 0")
     if not 0 <= mixing <= 1:
@@ -96,8 +98,10 @@ def grouped_dirichlet(
     for name, parts in (("private", train), ("test", test)):
         for i, part in enumerate(parts):
             if len(part) == 0:
-                raise ValueError(f"client {i} would have no {name} samples (alpha {alpha:g}, {n_clients} clients, "
-                                 f"{len(train_labels)} samples); raise alpha or mixing, or take fewer clients")
+                raise ValueError(
+                    f"client {i} would have no {name} samples (alpha {alpha:g}, {n_clients} clients, "
+                    f"{len(train_labels)} samples); raise alpha or mixing, or take fewer clients"
+                )
     if samples_per_client is not None:
         if samples_per_client < 1:
             raise ValueError(f"samples_per_client: {samples_per_client}; expected at least 1")

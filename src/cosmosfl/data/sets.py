@@ -30,8 +30,10 @@ def check_inputs(inputs: npt.ArrayLike, name: str) -> InputArray:
     try:
         array = np.asarray(inputs)
     except ValueError as error:
-        raise ValueError(f"{name}: rows of different lengths; expected an array of shape (n, features) or "
-                         "(n, channels, height, width)") from error
+        raise ValueError(
+            f"{name}: rows of different lengths; expected an array of shape (n, features) or "
+            "(n, channels, height, width)"
+        ) from error
     if array.dtype != np.uint8:
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{name}: dtype {array.dtype}; expected numbers")
@@ -49,9 +51,9 @@ def check_labels(labels: npt.ArrayLike, n_samples: int, name: str) -> IntArray:
     array = np.asarray(labels)
     if array.shape != (n_samples,):
         raise ValueError(f"{name}: shape {array.shape}; expected ({n_samples},), one label per sample")
-    if array.size and array.dtype.kind not in "iu":
-        if array.dtype.kind != "f" or not np.array_equal(array, np.floor(array)):
-            raise ValueError(f"{name}: dtype {array.dtype}; expected whole numbers 0..C-1")
+    whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and np.array_equal(array, np.floor(array)))
+    if array.size and not whole:
+        raise ValueError(f"{name}: dtype {array.dtype}; expected whole numbers 0..C-1")
     if array.size and array.min() < 0:
         raise ValueError(f"{name}: smallest label {array.min()}; expected whole numbers 0..C-1")
     return array.astype(np.int64)
@@ -105,8 +107,10 @@ class PublicSet:
     def __post_init__(self) -> None:
         inputs = check_inputs(self.inputs, "public set")
         if len(inputs) < 2:
-            raise ValueError(f"public set: {len(inputs)} samples; expected at least 2, since clients are compared "
-                             "by their predictions on it")
+            raise ValueError(
+                f"public set: {len(inputs)} samples; expected at least 2, since clients are compared "
+                "by their predictions on it"
+            )
         object.__setattr__(self, "inputs", inputs)
 
     def __len__(self) -> int:

@@ -297,9 +297,7 @@ def source_from_datasets(
         if not isinstance(dataset, datasets.Dataset):
             raise TypeError(f"{argument}: {type(dataset).__name__}; expected a datasets.Dataset, one split")
     image = image_column or column_with(train_dataset, datasets.Image, Expected.image_columns, "image_column")
-    label = label_column or column_with(
-        train_dataset, datasets.ClassLabel, Expected.label_columns, "label_column"
-    )
+    label = label_column or column_with(train_dataset, datasets.ClassLabel, Expected.label_columns, "label_column")
     for argument, dataset in (("train_dataset", train_dataset), ("test_dataset", test_dataset)):
         for column in (image, label):
             if column not in dataset.column_names:
@@ -385,8 +383,7 @@ def _load_known(name: str, entry: SourceEntry, data: Path | None) -> Source:
     then = "" if data is not None else "; then pass --data-dir DIR or set COSMOSFL_DATA=DIR"
     listing = "\n".join(f"  - {line}" for line in looked)
     obtain = entry.obtain.format(directory=where)
-    raise FileNotFoundError(f"dataset {name!r} was not found. Looked for:\n{listing}\n"
-                            f"To get it: {obtain}{then}")
+    raise FileNotFoundError(f"dataset {name!r} was not found. Looked for:\n{listing}\nTo get it: {obtain}{then}")
 
 
 def _load_directory(directory: Path, name: str, entry: SourceEntry | None) -> Source:
@@ -437,8 +434,9 @@ def _source(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Source:
 
 def _check_shapes(name: str, train: Sequence[int], test: Sequence[int]) -> None:
     if tuple(train) != tuple(test):
-        raise ValueError(f"{name}: training images of shape {tuple(train)}, test images {tuple(test)}; "
-                         "expected one shape")
+        raise ValueError(
+            f"{name}: training images of shape {tuple(train)}, test images {tuple(test)}; expected one shape"
+        )
 
 
 def _check_known(name: str, entry: SourceEntry, where: str, found: tuple[object, ...]) -> None:
@@ -447,8 +445,10 @@ def _check_known(name: str, entry: SourceEntry, where: str, found: tuple[object,
     kinds = "images of shape", "number of classes", "number of training samples", "number of test samples"
     for kind, is_, should in zip(kinds, found, wanted, strict=True):
         if is_ != should:
-            raise ValueError(f"{where}: {kind} {is_}; expected {should} in {name!r}; load data of your own by "
-                             "their path or under another name")
+            raise ValueError(
+                f"{where}: {kind} {is_}; expected {should} in {name!r}; load data of your own by "
+                "their path or under another name"
+            )
 
 
 def _labels_of(labels: npt.ArrayLike, count: int, name: str) -> Labels:

@@ -79,8 +79,9 @@ def _join(parts: Sequence[Encoded]) -> Labels:
     for name, values in labels:
         _check(name, values)
         if (values.dtype.kind == "U") != (labels[0].values.dtype.kind == "U"):
-            raise ValueError(f"{name}: labels of type {values.dtype}; expected {labels[0].values.dtype} as in "
-                             f"{labels[0].name}")
+            raise ValueError(
+                f"{name}: labels of type {values.dtype}; expected {labels[0].values.dtype} as in {labels[0].name}"
+            )
     return Labels(labels[0].name, np.concatenate([values for _, values in labels]))
 
 
@@ -123,8 +124,9 @@ def arrow_images(column: Any, names: Sequence[str], *, follow_paths: bool) -> li
         if encoded is None and path and follow_paths:
             encoded = Path(path).read_bytes()
         if type(encoded) is not bytes:
-            raise ValueError(f"{label}: {type(encoded).__name__} instead of an image; expected the bytes of an "
-                             "image file")
+            raise ValueError(
+                f"{label}: {type(encoded).__name__} instead of an image; expected the bytes of an image file"
+            )
         images.append((label, encoded))
     return images
 
@@ -146,8 +148,9 @@ def index_labels(
         _check(*labels)
     words = train.values.dtype.kind == "U"
     if (test.values.dtype.kind == "U") != words:
-        raise ValueError(f"{test.name}: labels of type {test.values.dtype}; expected {train.values.dtype} as "
-                         f"in {train.name}")
+        raise ValueError(
+            f"{test.name}: labels of type {test.values.dtype}; expected {train.values.dtype} as in {train.name}"
+        )
     if class_names is not None:
         names = tuple(class_names)
     elif words:
@@ -167,8 +170,10 @@ def _check(name: str, values: npt.NDArray[Any]) -> None:
     if len(values) == 0:
         raise ValueError(f"{name}: no samples; expected at least 1")
     if values.ndim != 1 or values.dtype.kind not in "iuU":
-        raise ValueError(f"{name}: labels of type {values.dtype} and shape {values.shape}; expected one whole "
-                         "number or word for each image")
+        raise ValueError(
+            f"{name}: labels of type {values.dtype} and shape {values.shape}; expected one whole "
+            "number or word for each image"
+        )
 
 
 def sort_names(names: set[str]) -> tuple[str, ...]:

@@ -153,9 +153,7 @@ def _loop(
     return sides, server
 
 
-def _measure_cluster_models(
-    server: ServerSide[Any, Any], clients: Sequence[Client], round: int
-) -> list[Measurement]:
+def _measure_cluster_models(server: ServerSide[Any, Any], clients: Sequence[Client], round: int) -> list[Measurement]:
     """Measure each client's own cluster model, and the best of all for its test set (which nobody can deploy)."""
     if not server.cluster_models or server.clustering is None:
         return []

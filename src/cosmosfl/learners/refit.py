@@ -32,9 +32,7 @@ def weighted_pairs(probabilities: FloatArray) -> tuple[IntArray, IntArray, npt.N
     return samples, classes, weights[samples, classes]
 
 
-def resampled_pairs(
-    probabilities: FloatArray, draws: int, rng: np.random.Generator
-) -> tuple[IntArray, IntArray]:
+def resampled_pairs(probabilities: FloatArray, draws: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
     """Draw `draws` hard labels for each row of the soft labels (n, C): (sample index, class) pairs."""
     cumulative = probabilities.astype(np.float64).cumsum(axis=1)
     cumulative /= cumulative[:, -1:]
@@ -98,9 +96,7 @@ class RefitLearner(ABC):
         self._memory |= {"private_inputs": inputs, "private_labels": labels}
         self._refit(rng)
 
-    def distill(
-        self, inputs: InputArray, probabilities: FloatArray, *, epochs: int, rng: np.random.Generator
-    ) -> None:
+    def distill(self, inputs: InputArray, probabilities: FloatArray, *, epochs: int, rng: np.random.Generator) -> None:
         """Refit on these public samples and on the private ones of the last `fit`. `epochs` is ignored."""
         self._n_classes = probabilities.shape[1]
         self._memory |= {"public_inputs": inputs, "public_probabilities": probabilities}
@@ -133,9 +129,7 @@ class RefitLearner(ABC):
         self._model = self._from_bytes(model) if model else None
         self._classes = state["classes"].astype(np.int64)
         self._n_classes = int(state["n_classes"])
-        self._memory = {
-            k.removeprefix(TRAINING_PREFIX): v for k, v in state.items() if k.startswith(TRAINING_PREFIX)
-        }
+        self._memory = {k.removeprefix(TRAINING_PREFIX): v for k, v in state.items() if k.startswith(TRAINING_PREFIX)}
 
     def _learned(self) -> IntArray:
         if self._classes is None:
@@ -168,9 +162,7 @@ class RefitLearner(ABC):
             self._model = self._train(x, encoded, w if self._takes_weights() else None, rng)
 
 
-def _repeat_by_weight(
-    x: FloatArray, y: IntArray, w: npt.NDArray[np.float64]
-) -> tuple[FloatArray, IntArray]:
+def _repeat_by_weight(x: FloatArray, y: IntArray, w: npt.NDArray[np.float64]) -> tuple[FloatArray, IntArray]:
     """Repeat samples so that their numbers are near the ratio of their weights; none is lost."""
     times = np.maximum(1, np.rint(w / w.min()).astype(int))
     return np.repeat(x, times, axis=0), np.repeat(y, times)

@@ -45,8 +45,10 @@ class SklearnLearner(RefitLearner):
         super().__init__(private_weight=private_weight, draws=draws)
         if isinstance(estimator, type) or not hasattr(estimator, "fit") or not hasattr(estimator, "predict_proba"):
             name = estimator.__name__ if isinstance(estimator, type) else type(estimator).__name__
-            raise TypeError(f"estimator {name} has no predict_proba; expected a scikit-learn classifier that has one, "
-                            "as an instance (SVC needs probability=True)")
+            raise TypeError(
+                f"estimator {name} has no predict_proba; expected a scikit-learn classifier that has one, "
+                "as an instance (SVC needs probability=True)"
+            )
         self.estimator = estimator
 
     def __repr__(self) -> str:

@@ -110,7 +110,9 @@ class TorchLearner:
         self._input_shape: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        model = self.model if isinstance(self.model, str) else getattr(self.model, "__name__", type(self.model).__name__)
+        model = (
+            self.model if isinstance(self.model, str) else getattr(self.model, "__name__", type(self.model).__name__)
+        )
         return f"TorchLearner({model})"
 
     @property
@@ -131,9 +133,7 @@ class TorchLearner:
 
         self._train(inputs, torch.from_numpy(labels), loss, self.learning_rate, None, epochs, rng)
 
-    def distill(
-        self, inputs: InputArray, probabilities: FloatArray, *, epochs: int, rng: np.random.Generator
-    ) -> None:
+    def distill(self, inputs: InputArray, probabilities: FloatArray, *, epochs: int, rng: np.random.Generator) -> None:
         """Train on soft labels: ``KL(p^(T) || g(x)) + λ · consistency`` (the paper's server loss; clients: λ = 0)."""
         self._build(inputs.shape[1:], probabilities.shape[1], rng)
 

@@ -8,7 +8,12 @@ from cosmosfl.models.blocks import halve, image_shape, prepared, stem_halvings
 
 
 def alexnet(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    """AlexNet with kernels and a head for small images; no batch normalisation."""
+    """AlexNet with kernels and a head for small images; no batch normalisation.
+
+    2.45 million parameters in the convolutions, of which the first is 5×5 in place of 11×11 with stride 4. The head
+    has two hidden layers of 512 units on a grid of 4×4, 2.36 million parameters; the original's 4,096 units on a grid
+    of 6×6 have 54.5 million.
+    """
     channels, _, _ = image_shape(input_shape)
     halvings = stem_halvings(input_shape)
     layers: list[nn.Module] = [

@@ -27,7 +27,12 @@ class DenseLayer(nn.Module):
 
 
 def densenet121(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    """DenseNet-121 with a 3×3 stem for small images."""
+    """DenseNet-121 with a 3×3 stem for small images; slow on CPUs.
+
+    6.95 million parameters and the classifier's 1,025 a class. At 32 pixels nothing is halved before the first
+    transition, at 64 the stem does; the last block works on a grid of 4×4. A training step takes more than
+    twice as long as that of ResNet-18, the next slowest here.
+    """
     layers = stem(input_shape, 64)
     width = 64
     for block, depth in enumerate((6, 12, 24, 16)):

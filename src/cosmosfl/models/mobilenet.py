@@ -38,7 +38,11 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenetv2(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    """MobileNetV2 with a stem for small images."""
+    """MobileNetV2 with a stem for small images.
+
+    2.22 million parameters and the classifier's 1,281 a class. At 32 pixels the first two halvings of the original
+    are left out, at 64 the second; the last stage works on a grid of 4×4.
+    """
     channels, _, _ = image_shape(input_shape)
     halvings = stem_halvings(input_shape)
     width = 32

@@ -26,7 +26,11 @@ class ResidualBlock(nn.Module):
 
 
 def resnet18(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    """ResNet-18 with a 3×3 stem for small images."""
+    """ResNet-18 with a 3×3 stem for small images.
+
+    11.17 million parameters and the classifier's 513 a class. At 32 pixels nothing is halved before the second stage,
+    at 64 the stem does; the last stage works on a grid of 4×4.
+    """
     layers = stem(input_shape, 64)
     width = 64
     for stage, outputs in enumerate((64, 128, 256, 512)):

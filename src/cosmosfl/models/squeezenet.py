@@ -9,7 +9,7 @@ from cosmosfl.models.blocks import halve, image_shape, prepared, stem_halvings
 
 
 class Fire(nn.Module):
-    """A 1×1 squeeze to few channels, then 1×1 and 3×3 expansions side by side."""
+    """1×1 squeeze to few channels, 1×1 and 3×3 expansions side by side; added to an input of the same shape."""
 
     def __init__(self, inputs: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -17,16 +17,23 @@ class Fire(nn.Module):
         self.expand1 = nn.Conv2d(squeeze, expand, 1)
         self.expand3 = nn.Conv2d(squeeze, expand, 3, padding=1)
         self.activation = nn.ReLU()
+        self.bypass = inputs == 2 * expand
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, height, width) to (n, 2 · expand, height, width)."""
         squeezed = self.squeeze(x)
         result: Tensor = self.activation(torch.cat([self.expand1(squeezed), self.expand3(squeezed)], dim=1))
-        return result
+        return x + result if self.bypass else result
 
 
 def squeezenet(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    """SqueezeNet 1.1 with a stem for small images; no batch normalisation."""
+    """SqueezeNet 1.1 with simple bypass and a stem for small images; no batch normalisation.
+
+    0.72 million parameters and the classifier's 513 a class. Four things make it learn from scratch with Adam at
+    1e-3, where PyTorch's initial weights leave it at chance: Kaiming weights in every layer, the classifier's too
+    (smaller ones there stall it); the paper's simple bypass (section 6), which halves the epochs that it needs and
+    adds no parameters; and no ReLU after the classifier, so that no class can die.
+    """
     channels, _, _ = image_shape(input_shape)
     halvings = stem_halvings(input_shape)
     layers: list[nn.Module] = [

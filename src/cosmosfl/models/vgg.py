@@ -8,7 +8,11 @@ from cosmosfl.models.blocks import conv_bn, image_shape, prepared
 
 
 def vgg16(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    """VGG-16 with batch normalisation and a head for small images."""
+    """VGG-16 with batch normalisation and a head for small images.
+
+    14.7 million parameters in the convolutions. The head has two hidden layers of 512 units on the averages of 512
+    channels, 0.53 million parameters; the original's 4,096 units on a grid of 7×7 have 120 million.
+    """
     width, _, _ = image_shape(input_shape)
     layers: list[nn.Module] = []
     for outputs, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
