@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cosmosfl.distillation import DivergenceError, batches, consistency, kl_to_targets, temper, train
+from cosmosfl.distillation import DivergenceError, batches, consistency, flip_crop, kl_to_targets, temper, train
 
 
 def test_temper_is_the_power_one_over_t():
@@ -46,7 +46,7 @@ def test_the_consistency_term_has_a_gradient():
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
     x = torch.randn(8, 3)
-    consistency(module, x, module(x), noise=0.5).backward()
+    consistency(module(x), module(x + 0.5 * torch.randn_like(x))).backward()
     assert module.weight.grad is not None
     assert module.weight.grad.abs().sum() > 0
 
@@ -55,13 +55,31 @@ def test_training_on_the_consistency_term_makes_a_model_smoother():
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
     x = torch.randn(64, 3)
-    before = consistency(module, x, module(x), 0.5).item()
+
+    def penalty() -> torch.Tensor:
+        return consistency(module(x), module(x + 0.5 * torch.randn_like(x)))
+
+    before = penalty().item()
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     for _ in range(30):
         optimizer.zero_grad()
-        consistency(module, x, module(x), 0.5).backward()
+        penalty().backward()
         optimizer.step()
-    assert consistency(module, x, module(x), 0.5).item() < before / 2
+    assert penalty().item() < before / 2
+
+
+def test_flip_crop_moves_each_image_by_its_own_shift_and_mirrors_some():
+    image = torch.zeros(1, 2, 9, 9)
+    image[0, :, 4, 4] = torch.tensor([1.0, 2.0])  # a dot in the middle stays inside at any shift
+    generator = torch.Generator().manual_seed(0)
+    moved = flip_crop(image.repeat(200, 1, 1, 1), generator)
+    assert moved.shape == (200, 2, 9, 9)
+    assert (moved[:, 0].flatten(1).sum(1) == 1).all()
+    assert torch.equal(moved[:, 1], 2 * moved[:, 0])  # channels move together
+    assert len(set(moved[:, 0].flatten(1).argmax(1).tolist())) > 60  # of 81 positions
+    ramp = torch.arange(9.0).repeat(1, 1, 9, 1)
+    rising = flip_crop(ramp.repeat(200, 1, 1, 1), generator)[:, 0, 0].diff(dim=1).sum(1) > 0
+    assert 60 < rising.sum() < 140
 
 
 @pytest.mark.parametrize(("n", "size"), [(1, 4), (2, 1), (5, 4), (8, 4), (9, 4), (33, 32), (3, 100), (4, 3)])

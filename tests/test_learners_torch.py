@@ -137,6 +137,24 @@ def test_temperature_sharpens_the_targets():
     assert confidence(2.0) < confidence(1.0) < confidence(0.0)
 
 
+def test_bfloat16_learns_as_well_as_float32():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images / 16).astype(np.float32)[:, None]
+
+    def accuracy_of(precision: str, seed: int) -> float:
+        learner = TorchLearner("cnn-s", precision=precision)
+        learner.fit(images[:500], digits.target[:500], n_classes=10, epochs=5, rng=stream(seed))
+        P = learner.predict_proba(images[500:])
+        assert P.dtype == np.float32
+        return float((P.argmax(1) == digits.target[500:]).mean())
+
+    half, full = ([accuracy_of(p, seed) for seed in range(3)] for p in ("bfloat16", "float32"))
+    assert half != full  # the setting does something
+    assert np.mean(half) > np.mean(full) - 0.02
+
+
 def test_the_two_learning_rates_are_separate():
     learner = fitted(distill_learning_rate=1e-9)
     before = learner.predict_proba(X)
@@ -176,6 +194,8 @@ def test_other_shapes_later_are_refused():
         ({"learning_rate": 0}, "learning_rate: 0; expected a number above 0"),
         ({"batch_size": 0}, "batch_size: 0; expected a number of at least 1"),
         ({"temperature": -1}, "temperature: -1; expected a number of at least 0"),
+        ({"precision": "half"}, "precision: 'half'; expected 'float32' or 'bfloat16'"),
+        ({"augment": "flip"}, "augment: 'flip'; expected 'flip-crop', a function or None"),
         ({"optimizer": "adma"}, "optimizer: 'adma'; expected one of adam"),
     ],
 )

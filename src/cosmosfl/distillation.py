@@ -37,22 +37,35 @@ def kl_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), targets, reduction="batchmean")
 
 
-def consistency(module: nn.Module, inputs: Tensor, logits: Tensor, noise: float) -> Tensor:
-    """Return the mean squared change of the module's probabilities under Gaussian input noise.
+def consistency(logits: Tensor, noisy: Tensor) -> Tensor:
+    """Return the mean squared change of a model's probabilities under input noise.
 
     The regulariser of the paper's server loss: ``mean((softmax g(x) - softmax g(x + δ))²)``. The gradient flows
     through both terms.
 
     Parameters
     ----------
-    module, inputs, logits
-        The model g, a batch x and ``g(x)``.
-    noise
-        Standard deviation of δ, in units of the (normalised) inputs.
+    logits, noisy
+        ``g(x)`` and ``g(x + δ)``, both (n, C).
     """
-    noisy = module(inputs + noise * torch.randn_like(inputs))
     change: Tensor = logits.softmax(dim=1) - noisy.softmax(dim=1)
     return change.square().mean()
+
+
+def flip_crop(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> Tensor:
+    """Mirror half of the images (n, channels, h, w) and shift each by up to `padding` pixels; the edge is repeated."""
+    n, _, height, width = images.shape
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (n, 1), generator=generator, device=images.device)
+
+    padded = F.pad(images, (padding,) * 4, mode="replicate")
+    rows = draw(2 * padding + 1) + torch.arange(height, device=images.device)
+    columns = draw(2 * padding + 1) + torch.arange(width, device=images.device)
+    columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+    sample = torch.arange(n, device=images.device)[:, None, None]
+    moved = padded[sample, :, rows[:, :, None], columns[:, None, :]]  # (n, h, w, channels)
+    return moved.permute(0, 3, 1, 2)
 
 
 def batches(n: int, batch_size: int, rng: np.random.Generator) -> Iterator[Tensor]:
