@@ -44,7 +44,7 @@ def test_training_settings_reach_torch_clients_only():
     [
         ({"sed": 1}, "sed: no such key; did you mean 'seed'?"),
         ({"dataset": {"nam": "digits"}}, "dataset.nam: no such key; did you mean 'name'?"),
-        ({"partition": {"zzz": 1}}, "partition.zzz: no such key; expected one of alpha, clients"),
+        ({"partition": {"zzz": 1}}, "partition.zzz: no such key; expected one of alpha, classes_per_client"),
         ({"method": {"treshold": 1}}, "method.treshold: no such key; did you mean 'threshold'?"),
         ({"method": {"name": "cosmoss"}}, "method.name: 'cosmoss' is not known; did you mean 'cosmos'?"),
         ({"method": "cosmos"}, "method: 'cosmos'; expected a table with a name"),

@@ -216,7 +216,7 @@ def test_public_labels_cannot_change_anything(monkeypatch):
             labels,
             *[getattr(original, f) for f in ("test_inputs", "test_labels", "class_names")],
         )
-        monkeypatch.setattr(experiment, "load_source", lambda name: source)
+        monkeypatch.setattr(experiment, "load_source", lambda name, data_dir: source)
         return experiment.run_experiment(config)
 
     first, second = run(original.train_labels), run(wrong)

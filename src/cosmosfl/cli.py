@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +69,14 @@ def run(
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one key, such as partition.alpha=1. Repeatable."),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Data set (cosmosfl datasets).")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A preset (cosmosfl presets).")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set (cosmosfl datasets), or a directory.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where data sets lie.  [default: the variable COSMOSFL_DATA]")
+    ] = None,
+    client_models: Annotated[
+        str | None, typer.Option(help="The clients' models (cosmosfl models), such as cnn-s,mlp.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Method (cosmosfl methods).")] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the first.")] = None,
@@ -81,16 +89,18 @@ def run(
 ) -> None:
     """Run a federation in this process. Without options: ten clients with digits, four kinds of models.
 
-    The command line has precedence over the file, the file over the defaults.
+    The command line has precedence over the file, the file over the preset, and that over the defaults.
     """
     with _errors_in_one_line():
-        from cosmosfl.config import ExperimentConfig, parse_assignments, read_toml
+        from cosmosfl.config import ExperimentConfig, parse_assignments, read_preset, read_toml
         from cosmosfl.console import LiveProgress, outcome_table
         from cosmosfl.experiment import build_federation, run_experiment
         from cosmosfl.store import RunDirectory
 
         options = {
             "dataset.name": dataset,
+            "dataset.data_dir": str(data_dir) if data_dir else None,
+            "clients.models": client_models.split(",") if client_models else None,
             "method.name": method,
             "partition.clients": clients,
             "rounds": rounds,
@@ -100,6 +110,7 @@ def run(
             _nested({key: value for key, value in options.items() if value is not None}),
             parse_assignments(set or []),
             read_toml(config) if config else {},
+            read_preset(preset) if preset else {},
         )
         federation = build_federation(resolved)
         where = out_dir or _new_directory(resolved.dataset.name, resolved.method.name)
@@ -184,6 +195,28 @@ def models() -> None:
     table = _table("model", "library", "what it is")
     for name, entry in LEARNERS.items():
         table.add_row(name, entry.library, entry.summary)
+    out.print(table)
+
+
+@app.command()
+def presets(
+    show: Annotated[str | None, typer.Argument(help="Print this preset, to read or to copy.")] = None,
+) -> None:
+    """List the presets, or print one."""
+    from cosmosfl.config import presets as all_presets
+    from cosmosfl.naming import unknown
+
+    known = all_presets()
+    if show is not None:
+        with _errors_in_one_line():
+            if show not in known:
+                raise ValueError(unknown("preset", show, known))
+        print(known[show], end="")
+        return
+    table = _table("preset", "what it is, and what it costs")
+    for name, text in known.items():
+        lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+        table.add_row(name, " ".join(line.removeprefix("#").strip() for line in lines))
     out.print(table)
 
 

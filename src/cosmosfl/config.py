@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +20,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -51,20 +55,92 @@ class Section(BaseModel):
 
 
 class DatasetConfig(Section):
-    """Which data, and how much of the training set becomes the public set (its labels are dropped)."""
+    """Which data, and what the public set is.
+
+    Attributes
+    ----------
+    name
+        A name that ``cosmosfl datasets`` lists, or a directory of one's own.
+    data_dir
+        Where data sets are looked for; by default the environment variable ``COSMOSFL_DATA``.
+    public
+        Another data set, whose training images become the public set; by default a part of `name`.
+    public_fraction
+        The fraction of every class of the training data that is set aside as the public set. Without effect if
+        `public` is given.
+    public_samples
+        Take at most this many public samples, at random.
+    """
 
     name: str = "digits"
+    data_dir: str | None = None
+    public: str | None = None
     public_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    public_samples: Annotated[int, Field(ge=2)] | None = None
 
 
 class PartitionConfig(Section):
-    """Who holds what: label groups, Dirichlet proportions within a group, a fraction mixed over all clients."""
+    """Who holds what.
 
+    Attributes
+    ----------
+    name
+        ``grouped-dirichlet`` (the paper's), or a partitioner of flwr_datasets: ``iid``, ``dirichlet``,
+        ``pathological``, ``quantity-skew``.
+    clients
+        Their number.
+    groups, mixing
+        Label groups, and the fraction of every client's samples that is pooled and dealt out again
+        (``grouped-dirichlet``).
+    alpha
+        Of the Dirichlet distribution (``grouped-dirichlet``, ``dirichlet``).
+    classes_per_client
+        (``pathological``)
+    growth
+        How sizes grow from client to client: ``linear``, ``square`` or ``exponential`` (``quantity-skew``).
+    samples_per_client, test_samples_per_client
+        Keep at most this many, at random.
+    """
+
+    name: Literal["grouped-dirichlet", "iid", "dirichlet", "pathological", "quantity-skew"] = "grouped-dirichlet"
     clients: PositiveInt = 10
     groups: PositiveInt = 2
-    alpha: PositiveFloat = 5.0
     mixing: Fraction = 0.1
+    alpha: PositiveFloat = 5.0
+    classes_per_client: PositiveInt = 2
+    growth: Literal["linear", "square", "exponential"] = "linear"
     samples_per_client: PositiveInt | None = 15
+    test_samples_per_client: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> Self:
+        for key in self.model_fields_set - self.effective_keys():
+            users = [name for name, keys in PARTITION_OPTIONS.items() if key in keys]
+            raise ValueError(f"{key} has no effect on a {self.name!r} partition; it belongs to {' and '.join(users)}")
+        return self
+
+    def effective_keys(self) -> set[str]:
+        """Return the keys that matter for a partition of this name."""
+        options = {key for keys in PARTITION_OPTIONS.values() for key in keys}
+        return set(type(self).model_fields) - options | set(PARTITION_OPTIONS[self.name])
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of this partitioner."""
+        return {key: getattr(self, key) for key in PARTITION_OPTIONS[self.name]}
+
+    @model_serializer(mode="wrap")
+    def _only_what_matters(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key in self.effective_keys()}
+
+
+PARTITION_OPTIONS: dict[str, tuple[str, ...]] = {
+    "grouped-dirichlet": ("groups", "mixing", "alpha"),
+    "iid": (),
+    "dirichlet": ("alpha",),
+    "pathological": ("classes_per_client",),
+    "quantity-skew": ("growth",),
+}
+"""Partition name -> the keys of `PartitionConfig` that it uses beside the numbers of clients and samples."""
 
 
 class TorchConfig(Section):
@@ -78,11 +154,16 @@ class TorchConfig(Section):
     temperature: NonNegativeFloat = 1.0
     consistency: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = 1.0
+    augment: Literal["none", "flip-crop"] = "none"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def learner(self, model: str) -> Learner:
         """Return a learner of this name; the training settings go to torch models only."""
         entry = LEARNERS[model]
-        return entry.make(**self.model_dump(exclude={"model", "models"})) if entry.library == "torch" else entry.make()
+        if entry.library != "torch":
+            return entry.make()
+        options = self.model_dump(exclude={"model", "models", "augment"})
+        return entry.make(**options, augment=None if self.augment == "none" else self.augment)
 
 
 class ClientsConfig(TorchConfig):
@@ -172,6 +253,35 @@ class ExperimentConfig(_Tables):
 
 
 _DEMO = {"local_epochs": 20, "server_epochs": 10, "distill_epochs": 5}
+
+
+def presets() -> dict[str, str]:
+    """Return the presets that come with the package, by name: the text of their TOML files.
+
+    Comments at the top say what a preset is and what it costs.
+    """
+    root = resources.files("cosmosfl") / "presets"
+    return {
+        f"{family.name}/{file.name.removesuffix('.toml')}": file.read_text(encoding="utf-8")
+        for family in sorted(root.iterdir(), key=lambda item: item.name)
+        if family.is_dir()
+        for file in sorted(family.iterdir(), key=lambda item: item.name)
+        if file.name.endswith(".toml")
+    }
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Return the content of a preset.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name; the message names the nearest.
+    """
+    known = presets()
+    if name not in known:
+        raise ConfigError(unknown("preset", name, known))
+    return tomllib.loads(known[name])
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def outcome_table(run: Run) -> Table | None:
         return after.per_client[id] - (before.per_client[id] if before else 0)
 
     for id in sorted(after.per_client, key=gain, reverse=True):
-        model = repr(run.models[id]).split("(")[-1].rstrip(")")
+        model = repr(run.models[id]).split("(")[-1].rstrip(")").removesuffix("Classifier")
         add(id, model, str(cluster.get(id, "")), before.per_client[id] if before else None, after.per_client[id])
     table.add_section()
     add("mean", "", "", before.mean if before else None, after.mean, "bold")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
 from cosmosfl.config import ExperimentConfig
-from cosmosfl.data.partition import grouped_dirichlet, take_public
-from cosmosfl.data.sets import PublicSet
-from cosmosfl.data.sources import load_source
+from cosmosfl.data.partition import Partition, grouped_dirichlet, take_public
+from cosmosfl.data.sets import IntArray, PublicSet
+from cosmosfl.data.sources import Source, load_source
 from cosmosfl.events import Callback
 from cosmosfl.protocol import Client, ClientId
 from cosmosfl.randomness import stream
@@ -37,19 +38,10 @@ def build_federation(config: ExperimentConfig) -> Federation:
     ValueError
         If the data set is not known or cannot be split as configured.
     """
-    source = load_source(config.dataset.name)
+    source = load_source(config.dataset.name, config.dataset.data_dir)
+    public, rest = _public_set(config, source)
+    partition = partition_of(config, source.train_labels[rest], source.test_labels)
     settings = config.partition
-    public, rest = take_public(source.train_labels, config.dataset.public_fraction, stream(config.seed, "public set"))
-    partition = grouped_dirichlet(
-        source.train_labels[rest],
-        source.test_labels,
-        n_clients=settings.clients,
-        n_groups=settings.groups,
-        alpha=settings.alpha,
-        mixing=settings.mixing,
-        samples_per_client=settings.samples_per_client,
-        rng=stream(config.seed, "partition"),
-    )
     ids = [f"client-{i:0{len(str(settings.clients - 1))}d}" for i in range(settings.clients)]
     models = config.clients.models
     turn = stream(config.seed, "client models").permutation(settings.clients)
@@ -64,7 +56,48 @@ def build_federation(config: ExperimentConfig) -> Federation:
         for i in range(settings.clients)
     ]
     groups = None if partition.groups is None else dict(zip(ids, partition.groups, strict=True))
-    return Federation(clients, PublicSet(source.train_inputs[public]), len(source.class_names), groups)
+    return Federation(clients, public, len(source.class_names), groups)
+
+
+def partition_of(config: ExperimentConfig, train_labels: IntArray, test_labels: IntArray) -> Partition:
+    """Split labels (n,) among the clients as configured; flwr_datasets is needed for all but the paper's partition.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be split like this.
+    """
+    settings = config.partition
+    rng = stream(config.seed, "partition")
+    split: Callable[..., Partition]
+    if settings.name == "grouped-dirichlet":
+        options = settings.options()
+        split = partial(grouped_dirichlet, n_groups=options.pop("groups"), **options)
+    else:
+        from cosmosfl.data.flower_partitioners import partition_by_name  # takes seconds to import
+
+        split = partial(partition_by_name, settings.name, **settings.options())
+    result = split(
+        train_labels, test_labels, n_clients=settings.clients, samples_per_client=settings.samples_per_client, rng=rng
+    )
+    return replace(result, test=tuple(part[: settings.test_samples_per_client] for part in result.test))
+
+
+def _public_set(config: ExperimentConfig, source: Source) -> tuple[PublicSet, IntArray]:
+    """Return the public set, whose labels end here, and the indices of the training samples that are left."""
+    settings, rng = config.dataset, stream(config.seed, "public set")
+    if settings.public is None:
+        images = source.train_inputs
+        public, rest = take_public(source.train_labels, settings.public_fraction, rng)
+    else:
+        images = load_source(settings.public, settings.data_dir).train_inputs
+        if images.shape[1:] != source.train_inputs.shape[1:]:
+            raise ValueError(
+                f"dataset.public: images of {settings.public!r} have the shape {images.shape[1:]}; expected "
+                f"{source.train_inputs.shape[1:]}, as in {settings.name!r}"
+            )
+        public, rest = rng.permutation(len(images)), np.arange(len(source.train_labels))
+    return PublicSet(images[public[: settings.public_samples]]), rest
 
 
 def run_experiment(
@@ -97,4 +130,4 @@ def run_experiment(
             )
     finally:
         torch.set_num_threads(threads)
-    return dataclasses.replace(run, config=config.to_dict(), groups=federation.groups, dataset=config.dataset.name)
+    return replace(run, config=config.to_dict(), groups=federation.groups, dataset=config.dataset.name)
