@@ -5,13 +5,40 @@ from __future__ import annotations
 import pytest
 import tomli_w
 
-from cosmosfl.config import ConfigError, ExperimentConfig, parse_assignments, read_toml
+from cosmosfl.config import ConfigError, ExperimentConfig, parse_assignments, presets, read_preset, read_toml
 from cosmosfl.methods import METHODS
 
 
 def test_the_first_layer_has_precedence_key_by_key():
     config = ExperimentConfig.parse({"partition": {"alpha": 1}}, {"partition": {"alpha": 2, "groups": 5}, "rounds": 7})
     assert (config.partition.alpha, config.partition.groups, config.rounds) == (1, 5, 7)
+
+
+def test_limits_that_are_lifted_stay_lifted_in_a_file():
+    lifted = {"partition": {"samples_per_client": "all"}, "teacher": {"clip_norm": "none"}}
+    config = ExperimentConfig.parse(ExperimentConfig.parse(lifted).to_dict())
+    assert config.partition.samples_per_client == "all"
+    assert config.method.teacher.clip_norm is None
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_a_valid_configuration(name):
+    config = ExperimentConfig.parse(read_preset(name))
+    assert ExperimentConfig.parse(config.to_dict()).to_dict() == config.to_dict()
+    assert presets()[name].startswith("# ")
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="preset: 'cpu/emnis' is not known; did you mean 'cpu/emnist'?"):
+        read_preset("cpu/emnis")
+
+
+def test_an_option_without_effect_is_refused():
+    with pytest.raises(ConfigError, match="alpha has no effect on a 'iid' partition; it belongs to grouped-dirichlet"):
+        ExperimentConfig.parse({"partition": {"name": "iid", "alpha": 1.0}})
+    resolved = ExperimentConfig.parse({"partition": {"name": "iid"}}).to_dict()
+    assert "alpha" not in resolved["partition"]
+    ExperimentConfig.parse(resolved)
 
 
 @pytest.mark.parametrize("method", METHODS)

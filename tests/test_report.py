@@ -287,20 +287,9 @@ def test_every_moment_is_one_line_and_single_clients_are_one_trace():
     }  # fmt: skip
     assert set(bands(figure)) == {"local", "client"}
     assert len(figure.data) == 6 + 2
-    assert list(traces(figure)["own model, single clients"].y) == [
-        60,
-        60,
-        None,
-        70,
-        70,
-        None,
-        50,
-        50,
-        None,
-        60,
-        60,
-        None,
-    ]
+    clients = traces(figure)["own model, single clients"]
+    assert list(clients.x) == [0, 1, None] * 4
+    assert list(clients.y) == [60, 60, None, 70, 70, None, 50, 50, None, 60, 60, None]
 
 
 def test_moments_that_were_not_measured_or_not_asked_for_are_not_drawn():

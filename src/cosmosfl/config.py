@@ -69,14 +69,14 @@ class DatasetConfig(Section):
         The fraction of every class of the training data that is set aside as the public set. Without effect if
         `public` is given.
     public_samples
-        Take at most this many public samples, at random.
+        Take at most this many public samples, at random; ``"all"`` is no limit (TOML has no null).
     """
 
     name: str = "digits"
     data_dir: str | None = None
     public: str | None = None
     public_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.4
-    public_samples: Annotated[int, Field(ge=2)] | None = None
+    public_samples: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
 
 
 class PartitionConfig(Section):
@@ -99,7 +99,7 @@ class PartitionConfig(Section):
     growth
         How sizes grow from client to client: ``linear``, ``square`` or ``exponential`` (``quantity-skew``).
     samples_per_client, test_samples_per_client
-        Keep at most this many, at random.
+        Keep at most this many, at random, or ``"all"``.
     """
 
     name: Literal["grouped-dirichlet", "iid", "dirichlet", "pathological", "quantity-skew"] = "grouped-dirichlet"
@@ -109,8 +109,8 @@ class PartitionConfig(Section):
     alpha: PositiveFloat = 5.0
     classes_per_client: PositiveInt = 2
     growth: Literal["linear", "square", "exponential"] = "linear"
-    samples_per_client: PositiveInt | None = 15
-    test_samples_per_client: PositiveInt | None = None
+    samples_per_client: PositiveInt | Literal["all"] = 15
+    test_samples_per_client: PositiveInt | Literal["all"] = "all"
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Self:
@@ -153,7 +153,7 @@ class TorchConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     temperature: NonNegativeFloat = 1.0
     consistency: NonNegativeFloat = 0.0
-    clip_norm: PositiveFloat | None = 1.0
+    clip_norm: PositiveFloat | Literal["none"] = 1.0
     augment: Literal["none", "flip-crop"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -162,8 +162,8 @@ class TorchConfig(Section):
         entry = LEARNERS[model]
         if entry.library != "torch":
             return entry.make()
-        options = self.model_dump(exclude={"model", "models", "augment"})
-        return entry.make(**options, augment=None if self.augment == "none" else self.augment)
+        options = self.model_dump(exclude={"model", "models"})
+        return entry.make(**{key: None if value == "none" else value for key, value in options.items()})
 
 
 class ClientsConfig(TorchConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -77,10 +78,13 @@ def partition_of(config: ExperimentConfig, train_labels: IntArray, test_labels: 
         from cosmosfl.data.flower_partitioners import partition_by_name  # takes seconds to import
 
         split = partial(partition_by_name, settings.name, **settings.options())
-    result = split(
-        train_labels, test_labels, n_clients=settings.clients, samples_per_client=settings.samples_per_client, rng=rng
-    )
-    return replace(result, test=tuple(part[: settings.test_samples_per_client] for part in result.test))
+    limit, test_limit = _limit(settings.samples_per_client), _limit(settings.test_samples_per_client)
+    result = split(train_labels, test_labels, n_clients=settings.clients, samples_per_client=limit, rng=rng)
+    return replace(result, test=tuple(part[:test_limit] for part in result.test))
+
+
+def _limit(samples: int | Literal["all"]) -> int | None:
+    return None if samples == "all" else samples
 
 
 def _public_set(config: ExperimentConfig, source: Source) -> tuple[PublicSet, IntArray]:
@@ -97,7 +101,7 @@ def _public_set(config: ExperimentConfig, source: Source) -> tuple[PublicSet, In
                 f"{source.train_inputs.shape[1:]}, as in {settings.name!r}"
             )
         public, rest = rng.permutation(len(images)), np.arange(len(source.train_labels))
-    return PublicSet(images[public[: settings.public_samples]]), rest
+    return PublicSet(images[public[: _limit(settings.public_samples)]]), rest
 
 
 def run_experiment(
