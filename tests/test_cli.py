@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import cosmosfl as cf
 from cosmosfl.cli import app
+from cosmosfl.distillation import DivergenceError
 
 QUICK = ["--set", "method.local_epochs=2", "--set", "method.server_epochs=1", "--set", "method.distill_epochs=1",
          "--set", 'clients.models=["mlp","logistic-regression"]', "--clients", "4", "--rounds", "1"]  # fmt: skip
@@ -92,6 +93,19 @@ def test_mistakes_are_one_line_with_exit_status_2(arguments, message, tmp_path, 
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+def test_divergence_is_one_line_that_names_the_client(tmp_path, monkeypatch):
+    from cosmosfl.learners import TorchLearner
+
+    def diverge(self, *arguments, **options):
+        raise DivergenceError("training loss is nan in epoch 1 of 2; a lower learning_rate may help")
+
+    monkeypatch.setattr(TorchLearner, "fit", diverge)
+    result = cosmosfl("run", *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "error: training loss is nan in epoch 1 of 2" in result.stderr
+    assert "at client 'client-" in result.stderr
 
 
 @pytest.mark.parametrize(

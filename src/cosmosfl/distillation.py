@@ -15,7 +15,7 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """augment(inputs of a batch, generator) -> inputs of the same shape"""
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(ArithmeticError):
     """The training loss stopped being a finite number."""
 
 
