@@ -112,6 +112,7 @@ def measure(P: FloatArray, groups: list[int], metric: str) -> dict[str, object]:
 
 
 def main() -> None:
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="25 clients and one seed only")

@@ -23,6 +23,7 @@ COLUMNS = ["key", "value", "seed", "round", *MOMENTS, "adjusted_rand_index", "cl
 
 
 def main() -> None:
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs")
@@ -81,11 +82,9 @@ def append(path: Path, cell: dict[str, object], config: ExperimentConfig) -> Non
         writer = csv.DictWriter(file, COLUMNS)
         if new:
             writer.writeheader()
-        for round in range(config.rounds + 1):
-            means = {moment: run.accuracy(moment, round=round) for moment in MOMENTS}
-            writer.writerow(
-                {**common, "round": round, **{m: f"{s.mean:.3f}" if s else "" for m, s in means.items()}}
-            )
+        for when in range(config.rounds + 1):
+            means = {moment: run.accuracy(moment, round=when) for moment in MOMENTS}
+            writer.writerow({**common, "round": when, **{m: f"{s.mean:.3f}" if s else "" for m, s in means.items()}})
         file.flush()
         os.fsync(file.fileno())
 

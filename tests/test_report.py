@@ -350,6 +350,13 @@ def test_the_distance_matrix_is_ordered_by_cluster_with_frames():
     assert all((frame.y0, frame.y1) == (frame.x0, frame.x1) for frame in figure.layout.shapes)
 
 
+def test_clients_whose_names_are_numbers_keep_their_labels():
+    figure = distance_figure(clustering("20", "13"))
+    # plotly takes 1 for the client called "1", not for the second place
+    assert list(figure.layout.yaxis.tickvals) == list(figure.data[0].y) == ["2", "0", "1", "3"]
+    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "category"
+
+
 @pytest.mark.parametrize(
     ("threshold", "expected"),
     [
@@ -413,34 +420,38 @@ def test_where_nothing_was_sent_there_is_no_traffic_to_draw():
 # --- numbers for people ---
 
 
+def of_clients(n: int) -> str:
+    return plural(n, "client")
+
+
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("show", "value", "expected"),
     [
-        (size(0), "0 B"),
-        (size(1023), "1023 B"),
-        (size(1024), "1.0 KiB"),
-        (size(1024**2 - 1), "1.0 MiB"),
-        (size(2.5 * 1024**3), "2.5 GiB"),
-        (size(5000 * 1024**4), "5000.0 TiB"),
-        (duration(0.04), "0.0 s"),
-        (duration(59.94), "59.9 s"),
-        (duration(59.96), "1 min 0 s"),
-        (duration(75), "1 min 15 s"),
-        (duration(3599.7), "1 h 0 min"),
-        (duration(9000), "2 h 30 min"),
-        (points(10.84), "+10.8"),
-        (points(-2), "−2.0"),
-        (points(0.04), "0.0"),
-        (points(-0.04), "0.0"),
-        (percent(99.96), "100.0 %"),
-        (number(999), "999"),
-        (number(1234567), "1\u202f234\u202f567"),
-        (plural(1, "client"), "1 client"),
-        (plural(0, "client"), "0 clients"),
+        (size, 0, "0 B"),
+        (size, 1023, "1023 B"),
+        (size, 1024, "1.0 KiB"),
+        (size, 1024**2 - 1, "1.0 MiB"),
+        (size, 2.5 * 1024**3, "2.5 GiB"),
+        (size, 5000 * 1024**4, "5000.0 TiB"),
+        (duration, 0.04, "0.0 s"),
+        (duration, 59.94, "59.9 s"),
+        (duration, 59.96, "1 min 0 s"),
+        (duration, 75, "1 min 15 s"),
+        (duration, 3599.7, "1 h 0 min"),
+        (duration, 9000, "2 h 30 min"),
+        (points, 10.84, "+10.8"),
+        (points, -2, "−2.0"),
+        (points, 0.04, "0.0"),
+        (points, -0.04, "0.0"),
+        (percent, 99.96, "100.0 %"),
+        (number, 999, "999"),
+        (number, 1234567, "1\u202f234\u202f567"),
+        (of_clients, 1, "1 client"),
+        (of_clients, 0, "0 clients"),
     ],
 )
-def test_numbers_have_few_digits_and_a_unit(text, expected):
-    assert text.replace("\u00a0", " ") == expected
+def test_numbers_have_few_digits_and_a_unit(show, value, expected):
+    assert show(value).replace("\u00a0", " ") == expected
 
 
 def test_a_scaled_size_is_still_the_same_size():
@@ -543,12 +554,25 @@ def test_a_run_without_clusters_and_rejections_has_no_sections_for_them(results)
     assert "Nothing was sent" in page.text
 
 
+def test_the_method_local_has_nothing_to_compare_with(results):
+    page = Page(render(results(gains(ALONE, ALONE), measured("client_after_fit", ALONE), method="local")))
+    assert page.tables["Accuracy of each client"][0] == ["client", "own model (%)"]
+    names = {trace.get("name") for trace in page.figures["accuracy"]["data"]}
+    assert names == {"own model", "own model, single clients"}
+    assert "Clients alone" not in page.text
+
+
 def test_one_client_makes_a_report_too(results):
     page = Page(render(results(gains({"a": 60.0}, {"a": 80.0}), clustering("a"), clients="a")))
     assert set(page.figures) == {"accuracy", "clients"}
     assert "1 client ·" in page.text
     assert "standard deviation" not in page.text
     assert page.tables["Accuracy of each client"][1:] == [["a", "0", "60.0", "80.0", "+20.0"]]
+
+
+def test_a_name_that_is_no_unicode_does_not_stop_the_report(directory):
+    page = Page(write_report(directory(gains({"\udc80": 60.0}, {"\udc80": 80.0}))).read_text(encoding="utf-8"))
+    assert page.tables["Accuracy of each client"][1][0] == "?"
 
 
 def test_a_run_in_which_nothing_was_measured_and_sent_needs_no_script(results):

@@ -347,13 +347,14 @@ def distance_figure(clustering: Clustering) -> go.Figure | None:
             type="rect", x0=start, x1=end, y0=start, y1=end, line={"color": "var(--ink)", "width": 1.5}
         )
         start = end
-    ticks = list(range(len(ids))) if len(ids) <= MANY_CLIENTS else []
-    figure.update_layout(margin={"l": 12 + max((_width(ids[i]) for i in ticks), default=0)})
+    labelled = ids if len(ids) <= MANY_CLIENTS else []
+    figure.update_layout(margin={"l": 12 + max(map(_width, labelled), default=0)})
     figure.update_xaxes(type="category", showticklabels=False, ticks="", showgrid=False, constrain="domain")
     figure.update_yaxes(
         type="category",
-        tickvals=ticks,
-        ticktext=[label(ids[i], LONGEST_LABEL) for i in ticks],
+        # by name: plotly would take a place, 1, for the client called "1"
+        tickvals=[label(id) for id in labelled],
+        ticktext=[label(id, LONGEST_LABEL) for id in labelled],
         automargin=False,  # the matrix has to stay square
         ticks="",
         tickfont={"size": 12 if len(ids) <= 30 else 9},
