@@ -35,6 +35,11 @@ def make_clients(n: int = 4, *, samples: int = 12, learner=None, test: bool = Tr
     return clients
 
 
+def tiny(input_shape: tuple[int, ...], n_classes: int) -> torch.nn.Module:
+    """A model of one's own, to be named ``conftest:tiny``."""
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(n_classes))
+
+
 @pytest.fixture
 def clients() -> list[cf.Client]:
     return make_clients()

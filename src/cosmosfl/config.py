@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from cosmosfl.learners import LEARNERS
+from cosmosfl.learners import find_learner
 from cosmosfl.methods import METHODS
 from cosmosfl.naming import unknown
 from cosmosfl.protocol import Learner, Method
@@ -40,8 +40,7 @@ class ConfigError(ValueError):
 
 
 def _model_name(name: str) -> str:
-    if name not in LEARNERS:
-        raise ValueError(unknown("model", name, LEARNERS))
+    find_learner(name)
     return name
 
 
@@ -159,7 +158,7 @@ class TorchConfig(Section):
 
     def learner(self, model: str) -> Learner:
         """Return a learner of this name; the training settings go to torch models only."""
-        entry = LEARNERS[model]
+        entry = find_learner(model)
         if entry.library != "torch":
             return entry.make()
         options = self.model_dump(exclude={"model", "models"})

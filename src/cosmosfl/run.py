@@ -306,7 +306,7 @@ def _load_model(directory: Path, entry: dict[str, Any], given: Learner | None, t
 
 def _rebuild(entry: dict[str, Any]) -> Learner:
     match entry["kind"]:
-        case "torch" if entry["model"] in MODELS:
+        case "torch" if str(entry["model"]).partition("@")[0] in MODELS:
             return TorchLearner(entry["model"])
         case "boosting":
             return BoostingLearner(entry["library"])

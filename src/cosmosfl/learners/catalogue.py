@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from cosmosfl.learners.boosting import BoostingLearner
 from cosmosfl.learners.sklearn import SklearnLearner
 from cosmosfl.learners.torch import TorchLearner
-from cosmosfl.models import MODELS
+from cosmosfl.models import MODELS, find_model
 from cosmosfl.naming import unknown
 from cosmosfl.protocol import Learner
 
@@ -50,21 +50,41 @@ LEARNERS: dict[str, Entry] = {
 """Name -> what it stands for."""
 
 
+def find_learner(name: str) -> Entry:
+    """Return what a name stands for.
+
+    Parameters
+    ----------
+    name
+        A key of `LEARNERS`, or a torch model as `cosmosfl.models.find_model` takes it: ``module:factory``,
+        ``torchvision:NAME``, ``timm:NAME``, each and every built-in one with ``@SIZE`` to resize its images.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model; the message names the nearest.
+    """
+    if name in LEARNERS:
+        return LEARNERS[name]
+    if ":" not in name and name.partition("@")[0] not in MODELS:
+        raise ValueError(unknown("model", name, LEARNERS))
+    find_model(name)  # a mistake in the name ends here
+    return Entry("torch", name, lambda **options: TorchLearner(name, **options))
+
+
 def learner_by_name(name: str, **options: Any) -> Learner:
     """Return a new learner.
 
     Parameters
     ----------
     name
-        A key of `LEARNERS`.
+        As `find_learner` takes it.
     **options
         Of the learner's class: `TorchLearner`, `SklearnLearner` or `BoostingLearner`.
 
     Raises
     ------
     ValueError
-        If the name is not known; the message names the nearest.
+        If there is no such model; the message names the nearest.
     """
-    if name not in LEARNERS:
-        raise ValueError(unknown("model", name, LEARNERS))
-    return LEARNERS[name].make(**options)
+    return find_learner(name).make(**options)

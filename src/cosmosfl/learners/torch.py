@@ -34,10 +34,10 @@ class TorchLearner:
     Parameters
     ----------
     model
-        One of: the name of a built-in model (``"cnn-s"``; `cosmosfl models` lists them); a factory without required
-        parameters; a factory ``f(input_shape, n_classes)``; a module. The module maps a float batch (n, ...) to
-        logits (n, C). A factory is called when the learner first learns, under the run's seed, so every client starts
-        from its own initialisation; a module starts from the weights that it has.
+        One of: a name, as `cosmosfl.models.find_model` takes it (``"cnn-s"``, ``"torchvision:vgg16@224"``); a factory
+        without required parameters; a factory ``f(input_shape, n_classes)``; a module. The module maps a float batch
+        (n, ...) to logits (n, C). A factory is called when the learner first learns, under the run's seed, so every
+        client starts from its own initialisation; a module starts from the weights that it has.
     learning_rate
         Of `fit`.
     distill_learning_rate
