@@ -5,19 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import ClientDone, Event, PhaseStarted, Started
 from cosmosfl.run import Run
 
-_PHASES = {
-    "baseline": "every client alone, to compare with",
-    "clients": "clients train and predict",
-    "server": "server trains the cluster models",
-    "final": "clients learn from the last teacher labels",
-}
+_PHASES = {"baseline": "clients alone", "clients": "clients", "server": "server", "final": "last distillation"}
 
 
 class LiveProgress:
@@ -28,15 +23,14 @@ class LiveProgress:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             transient=True,
         )
         self.console = console
         self.task = self.progress.add_task("starting", total=None)
-        self.rounds = self.n_clients = self.done = 0
+        self.rounds = self.n_clients = self.baseline_steps = self.done = self.of = 0
         self.where = ""
         self.measured: dict[tuple[str, int], list[float]] = {}
         self.reported: set[int] = set()
@@ -57,13 +51,15 @@ class LiveProgress:
                 self.rounds, self.n_clients = event.rounds, len(event.clients)
                 # the server's work of a round counts as much as that of all clients, near enough
                 federated = (2 * (self.rounds + 1) + 1) * self.n_clients
-                self.progress.update(self.task, total=federated + (self.rounds + 2) * event.baseline_clients)
+                self.baseline_steps = (self.rounds + 2) * event.baseline_clients
+                self.progress.update(self.task, total=federated + self.baseline_steps)
             case PhaseStarted():
                 if event.phase in ("server", "final"):
                     self.progress.advance(self.task, self.n_clients if event.phase == "server" else 0)
                 self.done = 0
-                at = "" if event.phase == "baseline" else f"round {event.round} of {self.rounds}, "
+                at = f"round {event.round}/{self.rounds}, " if event.phase in ("clients", "server") else ""
                 self.where = at + _PHASES[event.phase]
+                self.of = {"baseline": self.baseline_steps, "server": 0}.get(event.phase, self.n_clients)
                 self._describe()
             case ClientDone():
                 self.progress.advance(self.task)
@@ -76,8 +72,8 @@ class LiveProgress:
                     self._report(event.round)
 
     def _describe(self) -> None:
-        clients = "" if "server" in self.where else f" ({self.done} done)"
-        self.progress.update(self.task, description=f"{self.where}{clients}")
+        done = f" {self.done}/{self.of}" if self.of else ""
+        self.progress.update(self.task, description=f"{self.where}{done}")
 
     def _report(self, round: int) -> None:
         def mean(moment: str) -> str:
