@@ -28,7 +28,9 @@ from cosmosfl.clustering import (
 )
 from cosmosfl.config import ExperimentConfig, read_preset
 from cosmosfl.data.sets import FloatArray
-from cosmosfl.experiment import build_federation
+from cosmosfl.data.sources import load_source
+from cosmosfl.experiment import Federation, build_federation
+from cosmosfl.protocol import Client
 from cosmosfl.randomness import stream
 
 FIXED = (0.3, 0.5, 0.7, 0.9)
@@ -48,7 +50,39 @@ def scenarios(quick: bool) -> list[dict[str, object]]:
         {"alpha": 5.0, "clients": 10, "groups": 10, "mixing": 0.0, "name": "every client alone"},
         {"alpha": 5.0, "clients": 25, "groups": 5, "mixing": 0.1, "samples": 40, "name": "weak clients (40 samples)"},
     ]
-    return grid + [{**h, "mixture": "mlp+cnn-s", "seed": s} for s in seeds for h in hard]
+    groups = [
+        {"alpha": 5.0, "clients": 25, "groups": len(set(LAYOUTS[name])), "mixing": 0.1, "name": name}
+        for name in LAYOUTS
+    ]
+    return grid + [{**h, "mixture": "mlp+cnn-s", "seed": s} for s in seeds for h in hard + groups]
+
+
+LAYOUTS: dict[str, list[range]] = {
+    # the classes of each of 25 clients
+    "shared classes (5 of 15)": [range(8 * (i % 5), 8 * (i % 5) + 15) for i in range(25)],
+    "nested groups": [(range(12), range(24), range(24, 47))[i % 3] for i in range(25)],
+    "one group twice as large": [(range(9), *(range(9 * g, 9 * g + 9) for g in range(5)))[i % 6] for i in range(25)],
+}
+"""Groups that the paper's split cannot make."""
+
+
+def layout_clients(config: ExperimentConfig, layout: list[range]) -> Federation:
+    """Give every client samples of its own classes, with Dirichlet proportions and the fraction mixed from all."""
+    federation = build_federation(config)
+    source = load_source(config.dataset.name, config.dataset.data_dir)
+    n_classes, n = len(source.class_names), len(federation.clients[0].private)
+    clients = []
+    for client, classes in zip(federation.clients, layout, strict=True):
+        rng = stream(config.seed, "layout", client.id)
+        share = np.zeros(n_classes)
+        share[list(classes)] = rng.dirichlet(np.full(len(classes), config.partition.alpha))
+        share = (1 - config.partition.mixing) * share + config.partition.mixing / n_classes
+        weights = share[source.train_labels] / np.bincount(source.train_labels)[source.train_labels]
+        chosen = rng.choice(len(weights), n, replace=False, p=weights / weights.sum())
+        clients.append(Client(client.id, client.learner, source.train_inputs[chosen], source.train_labels[chosen]))
+    kinds = sorted(set(layout), key=lambda classes: (classes.start, classes.stop))
+    groups = {client.id: kinds.index(classes) for client, classes in zip(clients, layout, strict=True)}
+    return Federation(clients, federation.public, n_classes, groups)
 
 
 def predictions(scenario: dict[str, object]) -> tuple[FloatArray, list[int]]:
@@ -59,7 +93,7 @@ def predictions(scenario: dict[str, object]) -> tuple[FloatArray, list[int]]:
             "dataset": {"public_samples": 500},
             "partition": {
                 "clients": scenario["clients"],
-                "groups": scenario["groups"],
+                "groups": 5 if scenario["name"] in LAYOUTS else scenario["groups"],
                 "alpha": scenario["alpha"],
                 "mixing": scenario["mixing"],
                 "samples_per_client": scenario.get("samples", 240),
@@ -69,7 +103,8 @@ def predictions(scenario: dict[str, object]) -> tuple[FloatArray, list[int]]:
         },
         read_preset("cpu/emnist"),
     )
-    federation = build_federation(config)
+    layout = LAYOUTS.get(str(scenario["name"]))
+    federation = layout_clients(config, layout) if layout else build_federation(config)
     for client in federation.clients:
         client.learner.fit(
             client.private.inputs,
@@ -115,6 +150,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", help="only scenarios whose name holds this")
     parser.add_argument("--quick", action="store_true", help="25 clients and one seed only")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +158,8 @@ def main() -> None:
     writer = None
     with arguments.out.open("w", newline="") as file, threadpool_limits(1):
         for scenario in scenarios(arguments.quick):
+            if arguments.only and arguments.only not in str(scenario["name"]):
+                continue
             P, groups = predictions(scenario)
             for metric in METRICS:
                 row = {"samples": 240, **scenario, "metric": metric, **measure(P, groups, metric)}
