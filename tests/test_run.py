@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -105,6 +106,17 @@ def test_models_that_could_do_harm_are_refused_unless_trusted(saved):
 def test_a_module_of_ones_own_needs_a_learner_to_restore_into(saved):
     with pytest.raises(ModelNotLoadedError, match=r"client 'c' .*not built in; pass a learner .*learners="):
         cf.load(saved).model("c")
+
+
+@pytest.mark.parametrize("name", ["os:system", "timm:resnet18", "cnn-s@bad", "cnn-s@99999", "cnn-s@"])
+def test_a_saved_file_cannot_name_code_to_run(saved, tmp_path, name):
+    shutil.copytree(saved, tmp_path / "crafted")
+    index = tmp_path / "crafted" / "models" / "index.json"
+    content = json.loads(index.read_text())
+    content["clients"]["a"]["model"] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(ModelNotLoadedError, match="not built in"):
+        cf.load(tmp_path / "crafted").model("a")
 
 
 def test_saved_models_hold_no_private_samples(run, saved):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -304,9 +305,15 @@ def _load_model(directory: Path, entry: dict[str, Any], given: Learner | None, t
     return learner
 
 
+def _is_built_in(model: str | None) -> bool:
+    """Say whether a name is that of a built-in model, perhaps with a size; no other is looked up for a saved file."""
+    name, at, size = (model or "").partition("@")
+    return name in MODELS and (not at or re.fullmatch("[1-9][0-9]{0,3}", size) is not None)
+
+
 def _rebuild(entry: dict[str, Any]) -> Learner:
     match entry["kind"]:
-        case "torch" if str(entry["model"]).partition("@")[0] in MODELS:
+        case "torch" if _is_built_in(entry["model"]):
             return TorchLearner(entry["model"])
         case "boosting":
             return BoostingLearner(entry["library"])

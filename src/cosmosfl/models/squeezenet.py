@@ -29,7 +29,7 @@ class Fire(nn.Module):
 def squeezenet(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
     """SqueezeNet 1.1 with simple bypass and a stem for small images; no batch normalisation.
 
-    0.72 million parameters and the classifier's 513 a class. Four things make it learn from scratch with Adam at
+    0.72 million parameters and the classifier's 513 a class. Three things make it learn from scratch with Adam at
     1e-3, where PyTorch's initial weights leave it at chance: Kaiming weights in every layer, the classifier's too
     (smaller ones there stall it); the paper's simple bypass (section 6), which halves the epochs that it needs and
     adds no parameters; and no ReLU after the classifier, so that no class can die.
