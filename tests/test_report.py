@@ -296,6 +296,7 @@ def test_moments_that_were_not_measured_or_not_asked_for_are_not_drawn():
     events = measured("client", ALONE) + measured("local", ALONE)
     assert set(traces(accuracy_figure(events))) == {"own model", "alone", "own model, single clients"}
     assert set(traces(accuracy_figure(events, ["client"]))) == {"own model", "own model, single clients"}
+    assert set(traces(accuracy_figure(events, ["local"]))) == {"alone"}
 
 
 def test_a_line_is_the_mean_and_its_band_one_standard_deviation():
@@ -321,10 +322,18 @@ def test_a_run_of_no_rounds_shows_points_with_error_bars():
     figure = accuracy_figure(gains(ALONE, TOGETHER))
     for trace in figure.data:
         assert "markers" in trace.mode
-    assert list(traces(figure)["own model"].x) == [0]
+    assert list(traces(figure)["own model"].customdata[0]) == [0, "mean of 4 clients, standard deviation 5.0"]
     np.testing.assert_allclose(traces(figure)["own model"].error_y.array, [5.0])
     assert not bands(figure)
     assert list(figure.layout.xaxis.range) == [-0.5, 0.5]
+
+
+def test_the_points_of_a_single_round_lie_side_by_side():
+    figure = accuracy_figure([m for moment in MOMENTS for m in measured(moment, ALONE)])
+    places = [trace.x[0] for trace in figure.data if trace.legendgroup]
+    assert len(set(places)) == len(MOMENTS)
+    assert -0.5 < min(places) < max(places) < 0.5
+    assert traces(figure)["own model, single clients"].x[0] == traces(figure)["own model"].x[0]
 
 
 @pytest.mark.parametrize("last", [0, 1, 12, 13, 100, 999])
@@ -560,6 +569,7 @@ def test_the_method_local_has_nothing_to_compare_with(results):
     names = {trace.get("name") for trace in page.figures["accuracy"]["data"]}
     assert names == {"own model", "own model, single clients"}
     assert "Clients alone" not in page.text
+    assert "all of these are the same model" in page.text
 
 
 def test_one_client_makes_a_report_too(results):
@@ -567,6 +577,7 @@ def test_one_client_makes_a_report_too(results):
     assert set(page.figures) == {"accuracy", "clients"}
     assert "1 client ·" in page.text
     assert "standard deviation" not in page.text
+    assert "Client's own model 80.0 % a Client alone 60.0 %" in page.text
     assert page.tables["Accuracy of each client"][1:] == [["a", "0", "60.0", "80.0", "+20.0"]]
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.table import Table
 
 from cosmosfl import __version__
 
+if TYPE_CHECKING:
+    from cosmosfl.config import ExperimentConfig
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -24,8 +27,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated learning in which only predictions cross the wire.",
 )
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Look at data before training on them.")
+app.add_typer(data_app, name="data")
 out = Console()
 err = Console(stderr=True)
+
+# what decides about data, alike for every command
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see a run's config.toml.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one key, such as partition.alpha=1. Repeatable."),
+]
+PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="A preset (cosmosfl presets).")]
+DatasetOption = Annotated[str | None, typer.Option(help="Data set (cosmosfl datasets), or a directory.")]
+DataDirOption = Annotated[Path | None, typer.Option(help="Where data sets lie.  [default: the variable COSMOSFL_DATA]")]
+ClientsOption = Annotated[int | None, typer.Option(help="Number of clients.")]
+SeedOption = Annotated[int | None, typer.Option(help="The one seed.")]
 
 
 @contextmanager
@@ -33,7 +50,7 @@ def _errors_in_one_line() -> Iterator[None]:
     """Turn what the user can mend into one line and exit status 2; anything else is a bug and keeps its traceback."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         err.print(f"[red]error:[/] {escape(' '.join(f'{error}{where}'.split()))}", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None
@@ -64,23 +81,18 @@ def _root(
 
 @app.command()
 def run(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see a run's config.toml.")] = None,
-    set: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one key, such as partition.alpha=1. Repeatable."),
-    ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A preset (cosmosfl presets).")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Data set (cosmosfl datasets), or a directory.")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where data sets lie.  [default: the variable COSMOSFL_DATA]")
-    ] = None,
+    config: ConfigOption = None,
+    set: SetOption = None,
+    preset: PresetOption = None,
+    dataset: DatasetOption = None,
+    data_dir: DataDirOption = None,
     client_models: Annotated[
         str | None, typer.Option(help="The clients' models (cosmosfl models), such as cnn-s,mlp.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Method (cosmosfl methods).")] = None,
-    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+    clients: ClientsOption = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the first.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The one seed.")] = None,
+    seed: SeedOption = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run directory.  [default: a new one in runs/]")
     ] = None,
@@ -92,7 +104,6 @@ def run(
     The command line has precedence over the file, the file over the preset, and that over the defaults.
     """
     with _errors_in_one_line():
-        from cosmosfl.config import ExperimentConfig, parse_assignments, read_preset, read_toml
         from cosmosfl.console import LiveProgress, outcome_table
         from cosmosfl.experiment import build_federation, run_experiment
         from cosmosfl.store import RunDirectory
@@ -106,12 +117,7 @@ def run(
             "rounds": rounds,
             "seed": seed,
         }
-        resolved = ExperimentConfig.parse(
-            _nested({key: value for key, value in options.items() if value is not None}),
-            parse_assignments(set or []),
-            read_toml(config) if config else {},
-            read_preset(preset) if preset else {},
-        )
+        resolved = _resolve(options, set, config, preset)
         federation = build_federation(resolved)
         where = out_dir or _new_directory(resolved.dataset.name, resolved.method.name)
         directory = RunDirectory.create(where, resolved.to_dict(), overwrite=overwrite)
@@ -152,6 +158,52 @@ def run(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@data_app.command()
+def show(
+    config: ConfigOption = None,
+    set: SetOption = None,
+    preset: PresetOption = None,
+    dataset: DatasetOption = None,
+    data_dir: DataDirOption = None,
+    clients: ClientsOption = None,
+    seed: SeedOption = None,
+    picture: Annotated[Path | None, typer.Option("--out", "-o", help="Also draw it, in this .html file.")] = None,
+) -> None:
+    """Show who holds what: the samples of each class that every client would train on in such a run."""
+    with _errors_in_one_line():
+        if picture is not None and picture.suffix != ".html":  # or a slip would replace the file of --config
+            raise ValueError(f"--out: {str(picture)!r}; expected a name that ends in .html")
+        from cosmosfl.console import class_headings, holdings_table
+        from cosmosfl.data.sources import load_source
+        from cosmosfl.experiment import build_federation
+        from cosmosfl.report.holdings import FEW_CLASSES, Holdings, holdings_facts, holdings_page
+        from cosmosfl.store import write_atomically
+
+        options = {
+            "dataset.name": dataset,
+            "dataset.data_dir": str(data_dir) if data_dir else None,
+            "partition.clients": clients,
+            "seed": seed,
+        }
+        resolved = _resolve(options, set, config, preset)
+        federation = build_federation(resolved)
+        names = load_source(resolved.dataset.name, resolved.dataset.data_dir).class_names
+        holdings = Holdings.of(federation, names)
+        facts = holdings_facts(resolved, federation, names)
+        if picture is not None:
+            page = holdings_page(holdings, resolved.dataset.name, [f"{key}: {fact}" for key, fact in facts.items()])
+            write_atomically(picture, page.encode("utf-8", "replace").decode())
+    for key, fact in facts.items():
+        out.print(f"{key:<12}{escape(fact)}", highlight=False, soft_wrap=True)
+    if len(names) <= FEW_CLASSES and class_headings(names) != list(names):
+        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        out.print(f"{'classes':<12}{escape(numbered)}", highlight=False, soft_wrap=True)
+    out.print()
+    out.print(holdings_table(holdings))
+    if picture is not None:
+        out.print(f"\npicture     {escape(str(picture))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -225,6 +277,20 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=column == columns[0])
     return table
+
+
+def _resolve(
+    options: dict[str, Any], assignments: list[str] | None, config: Path | None, preset: str | None
+) -> ExperimentConfig:
+    """Return the configuration: options (None: not given), then the file, the preset, and the defaults."""
+    from cosmosfl.config import ExperimentConfig, parse_assignments, read_preset, read_toml
+
+    return ExperimentConfig.parse(
+        _nested({key: value for key, value in options.items() if value is not None}),
+        parse_assignments(assignments or []),
+        read_toml(config) if config else {},
+        read_preset(preset) if preset else {},
+    )
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from cosmosfl.learners import find_learner
+from cosmosfl.learners.torch import Departures
 from cosmosfl.methods import METHODS
 from cosmosfl.naming import unknown
 from cosmosfl.protocol import Learner, Method
@@ -156,13 +157,14 @@ class TorchConfig(Section):
     augment: Literal["none", "flip-crop"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def learner(self, model: str) -> Learner:
-        """Return a learner of this name; the training settings go to torch models only."""
+    def learner(self, model: str, departures: Departures | None = None) -> Learner:
+        """Return a learner of this name; the training settings and departures go to torch models only."""
         entry = find_learner(model)
         if entry.library != "torch":
             return entry.make()
         options = self.model_dump(exclude={"model", "models"})
-        return entry.make(**{key: None if value == "none" else value for key, value in options.items()})
+        settings = {key: None if value == "none" else value for key, value in options.items()}
+        return entry.make(**settings, departures=departures)
 
 
 class ClientsConfig(TorchConfig):
@@ -182,6 +184,60 @@ class TeacherConfig(TorchConfig):
     model: ModelName = "cnn-s"
 
 
+class ResearchCodeConfig(Section):
+    """Departures of the public research code from the paper, to see what each is worth; all are off by default.
+
+    Each is a row of the table "What the public research code does otherwise" in method.md, quoted at its end.
+
+    Attributes
+    ----------
+    known_groups
+        The threshold is the one that gives as many clusters as the partition has groups, which nobody knows outside
+        an experiment: ``method.n_clusters`` becomes ``partition.groups``. ("the threshold is found by searching for
+        the *known* number of groups")
+    consistency_without_gradient
+        The consistency term of a torch model is a constant, so its weight changes nothing but the random stream.
+        ("the consistency term is computed without gradient")
+    second_softmax
+        A torch model's soft targets pass through another softmax, which makes them nearly uniform. ("soft targets
+        were passed through a second softmax")
+    shared_initialisation
+        Clients of the same torch architecture start from the same weights. ("same-architecture clients share one
+        initialisation")
+    ordered_public
+        Torch models distil the public set in one fixed order, without the samples that fill no batch. ("the tail
+        batch of `U` is dropped and `U` is never shuffled")
+    frozen_augmentation
+        Every image, be it private, test or public, is mirrored and shifted at random once, before anything else.
+        This takes the place of the fresh augmentation: ``augment`` is without effect. ("a frozen random flip/crop is
+        applied once to train *and test* images")
+
+    Notes
+    -----
+    The other rows are not offered. Client distillation weighted by the true labels of the public set: there are none,
+    they end where the public set is made. Models at chance accuracy on labelled test data initialised anew: tests
+    never steer training. Splits without a seed: such a run cannot be repeated. Colliding label groups of EMNIST: what
+    is known, that nine classes reach no client, does not say which. TinyImageNet cropped to 32×32: that is another
+    data set rather than another training. The oracle is no switch: it is always reported, beside the others.
+    """
+
+    known_groups: bool = False
+    consistency_without_gradient: bool = False
+    second_softmax: bool = False
+    shared_initialisation: bool = False
+    ordered_public: bool = False
+    frozen_augmentation: bool = False
+
+    def learner(self, training: TorchConfig, model: str, initial_seed: int | None = None) -> Learner:
+        """Return a learner of this name, with the departures that concern it."""
+        if self.frozen_augmentation:
+            training = training.model_copy(update={"augment": "none"})
+        departures = Departures(
+            self.consistency_without_gradient, self.second_softmax, self.ordered_public, initial_seed
+        )
+        return training.learner(model, departures)
+
+
 class _Tables(Section):
     """All of the configuration but the method, whose keys depend on its name."""
 
@@ -193,6 +249,7 @@ class _Tables(Section):
     partition: PartitionConfig = PartitionConfig()
     clients: ClientsConfig = ClientsConfig()
     teacher: TeacherConfig = TeacherConfig()
+    research_code: ResearchCodeConfig = ResearchCodeConfig()
 
 
 class ExperimentConfig(_Tables):
@@ -209,7 +266,7 @@ class ExperimentConfig(_Tables):
     threads
         Threads of a computation. One is fastest for small models, and gives the same numbers on every machine of a
         kind.
-    dataset, partition, clients, teacher, method
+    dataset, partition, clients, teacher, research_code, method
         Tables; see their classes.
     """
 
@@ -242,13 +299,17 @@ class ExperimentConfig(_Tables):
             prefix = ("method",) if issubclass(METHODS[name], Method) and error.title == METHODS[name].__name__ else ()
             raise ConfigError(_one_line(error.errors()[0], prefix, name)) from None
         if "teacher" in METHODS[name].model_fields:
-            parsed = parsed.model_copy(update={"teacher": tables.teacher.learner(tables.teacher.model)})
+            teacher = tables.research_code.learner(tables.teacher, tables.teacher.model)
+            parsed = parsed.model_copy(update={"teacher": teacher})
+        if tables.research_code.known_groups:
+            parsed = parsed.model_copy(update={"n_clusters": _known_groups(tables, parsed)})
         return cls(method=parsed, **{field: getattr(tables, field) for field in _Tables.model_fields})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fully resolved configuration as nested plain values, as `parse` reads it."""
         tables = self.model_dump(mode="json", exclude={"method"})
-        return {**tables, "method": {"name": self.method.name, **self.method.model_dump(mode="json")}}
+        derived = {"n_clusters"} if self.research_code.known_groups else None
+        return {**tables, "method": {"name": self.method.name, **self.method.model_dump(mode="json", exclude=derived)}}
 
 
 _DEMO = {"local_epochs": 20, "server_epochs": 10, "distill_epochs": 5}
@@ -324,6 +385,25 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
                 raise ConfigError(f"{assignment!r}: {step} was set to a value before; expected a table")
         table[path[-1]] = value
     return result
+
+
+def _known_groups(tables: _Tables, method: Method) -> int:
+    """Return the number of groups that the method is to search for; for `ResearchCodeConfig.known_groups`."""
+    options = tables.partition.options()
+    if "n_clusters" not in type(method).model_fields:
+        raise ConfigError(
+            f"research_code.known_groups: {method.name!r} searches for no clusters; expected a method that does"
+        )
+    if "groups" not in options:
+        raise ConfigError(
+            f"research_code.known_groups: a {tables.partition.name!r} partition has no groups; expected one that has"
+        )
+    if "n_clusters" in method.model_fields_set:
+        raise ConfigError(
+            f"method.n_clusters: research_code.known_groups makes it {options['groups']}, as partition.groups; "
+            "leave out one of them"
+        )
+    return int(options["groups"])
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,18 @@
-"""What a run looks like in a terminal: live progress, then who won and who lost."""
+"""What a run looks like in a terminal: who holds what, live progress, then who won and who lost."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import ClientDone, Event, PhaseStarted, Started
+from cosmosfl.report.holdings import FEW_CLASSES, Holdings
 from cosmosfl.run import Run
 
 _PHASES = {"baseline": "clients alone", "clients": "clients", "server": "server", "final": "last distillation"}
@@ -125,3 +128,56 @@ def outcome_table(run: Run) -> Table | None:
     add("mean", "", "", before.mean if before else None, after.mean, "bold")
     add("worst client", "", "", before.min if before else None, after.min)
     return table
+
+
+def holdings_table(holdings: Holdings) -> Table:
+    """Return clients x classes: a column for every class if there are few, else a spark line and the largest."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("client", no_wrap=True)
+    if holdings.groups is not None:
+        table.add_column("group", justify="right")
+    few = len(holdings.class_names) <= FEW_CLASSES
+    if few:
+        for heading in class_headings(holdings.class_names):
+            table.add_column(escape(heading), justify="right", header_style="none")
+    else:
+        table.add_column("classes", justify="right")
+        table.add_column(f"0 to {len(holdings.class_names) - 1}", no_wrap=True)
+        table.add_column("most frequent")
+    table.add_column("private", justify="right")
+    table.add_column("test", justify="right")
+    most = int(holdings.private.max())
+    for i, id in enumerate(holdings.clients):
+        own = holdings.private[i].tolist()
+        group = [] if holdings.groups is None else [str(holdings.groups[i])]
+        cells = [_count_cell(n, most) for n in own] if few else _many_classes(own, holdings.class_names)
+        table.add_row(escape(id), *group, *cells, str(sum(own)), str(int(holdings.test[i].sum())))
+    return table
+
+
+def class_headings(names: Sequence[str]) -> list[str]:
+    """Return the names of classes if all are short enough for a narrow column, else their numbers."""
+    return list(names) if all(len(name) <= 3 for name in names) else [str(i) for i in range(len(names))]
+
+
+def _count_cell(n: int, most: int) -> str:
+    if n == 0:
+        return "[dim]·[/]"
+    return f"[bold cyan]{n}[/]" if 2 * n >= most else str(n)
+
+
+def _many_classes(counts: Sequence[int], names: Sequence[str]) -> list[str]:
+    held = sorted((i for i, n in enumerate(counts) if n), key=lambda i: -counts[i])
+    largest = ", ".join(f"{escape(names[i])} [dim]{counts[i]}[/]" for i in held[:3])
+    return [str(len(held)), f"[cyan]{spark_line(counts)}[/]", largest]
+
+
+def spark_line(counts: Sequence[int], longest: int = 24) -> str:
+    """Return bars of the counts, by eighths of the largest; neighbours are added up to make `longest` of them at most.
+
+    A blank is none at all.
+    """
+    each = -(-len(counts) // longest)
+    sums = [sum(counts[start : start + each]) for start in range(0, len(counts), each)]
+    top = max(sums)
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * n // top)] if n else " " for n in sums)

@@ -13,11 +13,12 @@ from threadpoolctl import threadpool_limits
 
 from cosmosfl.config import ExperimentConfig
 from cosmosfl.data.partition import Partition, grouped_dirichlet, take_public
-from cosmosfl.data.sets import IntArray, PublicSet
+from cosmosfl.data.sets import InputArray, IntArray, PublicSet
 from cosmosfl.data.sources import Source, load_source
+from cosmosfl.distillation import flip_crop
 from cosmosfl.events import Callback
 from cosmosfl.protocol import Client, ClientId
-from cosmosfl.randomness import stream
+from cosmosfl.randomness import draw_seed, stream
 from cosmosfl.run import Run
 
 
@@ -39,17 +40,19 @@ def build_federation(config: ExperimentConfig) -> Federation:
     ValueError
         If the data set is not known or cannot be split as configured.
     """
-    source = load_source(config.dataset.name, config.dataset.data_dir)
+    source = _source(config, config.dataset.name)
     public, rest = _public_set(config, source)
     partition = partition_of(config, source.train_labels[rest], source.test_labels)
     settings = config.partition
     ids = [f"client-{i:0{len(str(settings.clients - 1))}d}" for i in range(settings.clients)]
     models = config.clients.models
     turn = stream(config.seed, "client models").permutation(settings.clients)
+    shared = config.research_code.shared_initialisation
+    initial_seed = draw_seed(stream(config.seed, "shared initialisation")) if shared else None
     clients = [
         Client(
             ids[i],
-            config.clients.learner(models[turn[i] % len(models)]),
+            config.research_code.learner(config.clients, models[turn[i] % len(models)], initial_seed),
             source.train_inputs[rest[partition.train[i]]],
             source.train_labels[rest[partition.train[i]]],
             test=(source.test_inputs[partition.test[i]], source.test_labels[partition.test[i]]),
@@ -87,6 +90,27 @@ def _limit(samples: int | Literal["all"]) -> int | None:
     return None if samples == "all" else samples
 
 
+def _source(config: ExperimentConfig, name: str) -> Source:
+    source = load_source(name, config.dataset.data_dir)
+    if not config.research_code.frozen_augmentation:
+        return source
+    return replace(
+        source,
+        train_inputs=augmented_once(source.train_inputs, stream(config.seed, "frozen augmentation", name, "train")),
+        test_inputs=augmented_once(source.test_inputs, stream(config.seed, "frozen augmentation", name, "test")),
+    )
+
+
+def augmented_once(images: InputArray, rng: np.random.Generator) -> InputArray:
+    """Return images (n, channels, height, width), each mirrored and shifted once; see `flip_crop`."""
+    generator = torch.Generator().manual_seed(draw_seed(rng))
+    result = np.empty_like(images)
+    for start in range(0, len(images), 4096):  # as floats, which padding needs, all would take four times the memory
+        part = torch.tensor(images[start : start + 4096], dtype=torch.float32)
+        result[start : start + 4096] = flip_crop(part, generator).numpy()
+    return result
+
+
 def _public_set(config: ExperimentConfig, source: Source) -> tuple[PublicSet, IntArray]:
     """Return the public set, whose labels end here, and the indices of the training samples that are left."""
     settings, rng = config.dataset, stream(config.seed, "public set")
@@ -94,7 +118,7 @@ def _public_set(config: ExperimentConfig, source: Source) -> tuple[PublicSet, In
         images = source.train_inputs
         public, rest = take_public(source.train_labels, settings.public_fraction, rng)
     else:
-        images = load_source(settings.public, settings.data_dir).train_inputs
+        images = _source(config, settings.public).train_inputs
         if images.shape[1:] != source.train_inputs.shape[1:]:
             raise ValueError(
                 f"dataset.public: images of {settings.public!r} have the shape {images.shape[1:]}; expected "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmosfl.data.sets import FloatArray, InputArray, IntArray
-from cosmosfl.distillation import Augmentation, consistency, flip_crop, kl_to_targets, temper, train
+from cosmosfl.distillation import (
+    Augmentation,
+    consistency,
+    flip_crop,
+    kl_to_targets,
+    second_softmax,
+    temper,
+    train,
+)
 from cosmosfl.models import find_model
 from cosmosfl.protocol import NotFittedError, State
 from cosmosfl.randomness import draw_seed
@@ -26,6 +35,29 @@ _OPTIMIZERS: dict[str, OptimizerFactory] = {
     "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
 }
 _MODULE = "module."
+
+
+@dataclass(frozen=True)
+class Departures:
+    """How the public research code departs from the paper in what a torch model does; only to compare with it.
+
+    Attributes
+    ----------
+    consistency_without_gradient
+        The consistency term is added to the loss as a constant, so its weight changes nothing but the random stream
+        (and the running means of batch normalisation, which see the noisy inputs too).
+    second_softmax
+        Soft targets pass through `cosmosfl.distillation.second_softmax`, after the temperature.
+    ordered_distillation
+        `distill` takes `cosmosfl.distillation.ordered_batches`: no shuffling, the tail is dropped.
+    initial_seed
+        The module is initialised under this seed instead of the run's stream, like every other of its architecture.
+    """
+
+    consistency_without_gradient: bool = False
+    second_softmax: bool = False
+    ordered_distillation: bool = False
+    initial_seed: int | None = None
 
 
 class TorchLearner:
@@ -65,6 +97,8 @@ class TorchLearner:
         losses and optimiser stay in float32.
     device
         ``"auto"`` takes a GPU where there is one.
+    departures
+        From the paper, towards its public research code; None for none.
 
     Notes
     -----
@@ -87,6 +121,7 @@ class TorchLearner:
         augment: Literal["flip-crop"] | Augmentation | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
         device: str = "auto",
+        departures: Departures | None = None,
     ) -> None:
         _at_least("learning_rate", learning_rate, 0, strictly=True)
         if distill_learning_rate is not None:
@@ -114,6 +149,7 @@ class TorchLearner:
         self.augment = flip_crop if augment == "flip-crop" else augment
         self.precision = precision
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.departures = departures or Departures()
         self._factory = find_model(model) if isinstance(model, str) else model
         self._module: nn.Module | None = None
         self._n_classes = 0
@@ -146,17 +182,23 @@ class TorchLearner:
     def distill(self, inputs: InputArray, probabilities: FloatArray, *, epochs: int, rng: np.random.Generator) -> None:
         """Train on soft labels: ``KL(p^(T) || g(x)) + λ · consistency`` (the paper's server loss; clients: λ = 0)."""
         self._build(inputs.shape[1:], probabilities.shape[1], rng)
+        departures = self.departures
 
         def loss(module: nn.Module, x: Tensor, p: Tensor) -> Tensor:
             logits = self._logits(module, x)
             value = kl_to_targets(logits, p)
             if self.consistency:
-                noisy = self._logits(module, x + self.consistency_noise * torch.randn_like(x))
-                value = value + self.consistency * consistency(logits, noisy)
+                with torch.set_grad_enabled(not departures.consistency_without_gradient):
+                    noisy = self._logits(module, x + self.consistency_noise * torch.randn_like(x))
+                    term = consistency(logits, noisy)
+                value = value + self.consistency * term
             return value
 
         targets = temper(torch.from_numpy(np.asarray(probabilities, np.float32)), self.temperature)
-        self._train(inputs, targets, loss, self.distill_learning_rate, self.clip_norm, epochs, rng)
+        if departures.second_softmax:
+            targets = second_softmax(targets)
+        ordered = departures.ordered_distillation
+        self._train(inputs, targets, loss, self.distill_learning_rate, self.clip_norm, epochs, rng, ordered=ordered)
 
     def predict_proba(self, inputs: InputArray, *, batch_size: int = 1024) -> FloatArray:
         """Return class probabilities (n, C), float32."""
@@ -189,8 +231,10 @@ class TorchLearner:
 
     def _build(self, input_shape: tuple[int, ...], n_classes: int, rng: np.random.Generator) -> None:
         if self._module is None:
+            drawn = draw_seed(rng)  # in any case, for what comes after not to depend on where the seed is from
+            given = self.departures.initial_seed
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(draw_seed(rng))
+                torch.manual_seed(drawn if given is None else given)
                 module = _make(self._factory, input_shape, n_classes)
             self._module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._input_shape, self._n_classes = input_shape, n_classes
@@ -218,6 +262,8 @@ class TorchLearner:
         clip_norm: float | None,
         epochs: int,
         rng: np.random.Generator,
+        *,
+        ordered: bool = False,
     ) -> None:
         make = _OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         train(
@@ -231,6 +277,7 @@ class TorchLearner:
             rng=rng,
             clip_norm=clip_norm,
             augment=self.augment,
+            ordered=ordered,
         )
 
     def _logits(self, module: nn.Module, inputs: Tensor) -> Tensor:

@@ -17,10 +17,13 @@ import plotly.graph_objects as go
 from cosmosfl.evaluation.metrics import MOMENTS, Measurement, Moment, summarise
 from cosmosfl.events import Traffic
 from cosmosfl.protocol import Clustering
+from cosmosfl.report.paper import PaperCurve
 from cosmosfl.report.results import ClientRow, curves, percent, plural, points, scaled, size
 
 MANY_CLIENTS = 60
-"""Beyond this, clients are points of a scatter plot instead of rows, and the distance matrix has no labels."""
+"""Beyond this, clients are points of a scatter plot instead of rows."""
+MOST_LABELS = 40
+"""Beyond this, rows of the distance matrix are lower than their labels."""
 LONGEST_LABEL = 18
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -60,34 +63,44 @@ def label(id: str, longest: int | None = None) -> str:
     return html.escape(id, quote=False).replace("$", "&#36;")
 
 
-def accuracy_figure(measurements: Iterable[Measurement], moments: Sequence[Moment] = MOMENTS) -> go.Figure:
-    """Draw accuracy over rounds: means, bands of one standard deviation, and every client as a thin line."""
+def accuracy_figure(
+    measurements: Iterable[Measurement], moments: Sequence[Moment] = MOMENTS, paper: PaperCurve | None = None
+) -> go.Figure:
+    """Draw accuracy over rounds: means, bands of one standard deviation, and every client as a thin line.
+
+    The curve of the paper, if there is one, has to be of top-1 accuracy, as all else here; it ends with the run.
+    """
     found = curves(measurements)
     shown = [moment for moment in moments if moment in found]
     rounds = sorted({round for moment in shown for round in found[moment]})
-    figure = _figure(height=460)
-    if len({id for values in found.get("client", {}).values() for id in values}) > 1:
-        figure.add_trace(_single_clients(found["client"]))
     # the headline is a thick line under the others, so that those which coincide with it can be seen
-    for moment in sorted(shown, key=list(_LINES).index):
-        figure.add_traces(_mean_line(moment, found[moment]))
+    shown.sort(key=list(_LINES).index)
+    # the points of a single round would lie on top of each other
+    shifts = {moment: 0.12 * (i - (len(shown) - 1) / 2) if len(rounds) == 1 else 0.0 for i, moment in enumerate(shown)}
+    figure = blank_figure(height=460)
+    if "client" in shown and len({id for values in found["client"].values() for id in values}) > 1:
+        figure.add_trace(_single_clients(found["client"], shifts["client"]))
+    if paper is not None and rounds:
+        figure.add_trace(_paper_line(paper, last=rounds[-1]))
+    for moment in shown:
+        figure.add_traces(_mean_line(moment, found[moment], shifts[moment]))
     figure.update_xaxes(title_text="round", showgrid=False, **_whole_numbers(rounds))
     figure.update_yaxes(title_text="accuracy (%)")
     return figure
 
 
-def _single_clients(by_round: Mapping[int, Mapping[str, float]]) -> go.Scatter:
+def _single_clients(by_round: Mapping[int, Mapping[str, float]], shift: float) -> go.Scatter:
     """Return all clients as one trace with gaps, since hundreds of traces would be slow."""
-    x: list[int | None] = []
+    x: list[float | None] = []
     y: list[float | None] = []
     text: list[str] = []
     ids = dict.fromkeys(id for values in by_round.values() for id in values)
     few = len(ids) <= 30
     for id in ids:
         measured = [(round, values[id]) for round, values in sorted(by_round.items()) if id in values]
-        x += [round for round, _ in measured] + [None]
+        x += [round + shift for round, _ in measured] + [None]
         y += [accuracy for _, accuracy in measured] + [None]
-        text += [label(id)] * len(measured) + [""]
+        text += [f"{label(id)}<br>round {round}" for round, _ in measured] + [""]
     return go.Scatter(
         x=x,
         y=y,
@@ -98,11 +111,26 @@ def _single_clients(by_round: Mapping[int, Mapping[str, float]]) -> go.Scatter:
         legendrank=len(_LINES),
         line={"color": "var(--single)", "width": 1},
         marker={"size": 3},
-        hovertemplate="%{text}<br>round %{x}: %{y:.1f} %<extra></extra>",
+        hovertemplate="%{text}: %{y:.1f} %<extra></extra>",
     )
 
 
-def _mean_line(moment: Moment, by_round: Mapping[int, dict[str, float]]) -> list[go.Scatter]:
+def _paper_line(paper: PaperCurve, last: int) -> go.Scatter:
+    # points beyond the axis of rounds would not be seen, yet stretch that of accuracies
+    shown = [at for at in zip(paper.rounds, paper.accuracies, strict=True) if at[0] <= last]
+    return go.Scatter(
+        x=[round for round, _ in shown],
+        y=[accuracy for _, accuracy in shown],
+        mode="lines+markers",
+        name=paper.label,
+        legendrank=len(_LINES) + 1,
+        line={"color": "var(--muted)", "width": 2, "dash": "dot"},
+        marker={"size": 5, "symbol": "diamond-open", "color": "var(--muted)"},
+        hovertemplate=f"paper, {paper.figure}<br>round %{{x}}: %{{y:.1f}} %<extra></extra>",
+    )
+
+
+def _mean_line(moment: Moment, by_round: Mapping[int, dict[str, float]], shift: float) -> list[go.Scatter]:
     line, colour = _LINES[moment], f"var(--{moment.replace('_', '-')})"
     rounds = sorted(by_round)
     summaries = [summary for summary in (summarise(by_round[round]) for round in rounds) if summary]
@@ -113,16 +141,16 @@ def _mean_line(moment: Moment, by_round: Mapping[int, dict[str, float]]) -> list
         for s in summaries
     ]
     mean = go.Scatter(
-        x=rounds,
+        x=[round + shift for round in rounds],
         y=[s.mean for s in summaries],
-        customdata=hover,
+        customdata=list(zip(rounds, hover, strict=True)),
         mode="lines+markers",
         name=line.name,
         legendgroup=moment,
         legendrank=list(_LINES).index(moment),
         line={"color": colour, "width": line.width, "dash": line.dash},
         marker={"size": 4 + line.width, "color": colour},
-        hovertemplate=f"{line.name}<br>round %{{x}}: %{{y:.1f}} %<br>%{{customdata}}<extra></extra>",
+        hovertemplate=f"{line.name}<br>round %{{customdata[0]}}: %{{y:.1f}} %<br>%{{customdata[1]}}<extra></extra>",
     )
     if not line.band or all(s.std == 0 for s in summaries):
         return [mean]
@@ -161,11 +189,9 @@ def clients_figure(rows: Sequence[ClientRow]) -> go.Figure | None:
 def _dumbbell(rows: Sequence[ClientRow]) -> go.Figure:
     positions, tick_positions, tick_labels = _positions(rows)
     few = len(rows) <= MANY_CLIENTS
-    figure = _figure(height=24 * (len(tick_labels) + 1) + 120 if few else 460)
+    figure = blank_figure(height=24 * (len(tick_labels) + 1) + 120 if few else 460)
     for name, colour, chosen in _by_outcome(rows, positions):
-        ends = [
-            (row.accuracy.get("local", row.accuracy["client"]), row.accuracy["client"]) for row, _ in chosen
-        ]
+        ends = [(row.accuracy.get("local", row.accuracy["client"]), row.accuracy["client"]) for row, _ in chosen]
         figure.add_trace(
             go.Scatter(
                 x=[x for start, end in ends for x in (start, end, None)],
@@ -249,7 +275,7 @@ def _scatter(rows: Sequence[ClientRow]) -> go.Figure:
     values = [row.accuracy[moment] for row in rows for moment in ("local", "client")]
     pad = max(0.05 * (max(values) - min(values)), 1.0)
     ends = [max(min(values) - pad, 0.0), min(max(values) + pad, 100.0)]
-    figure = _figure(height=None)
+    figure = blank_figure(height=None)
     figure.add_trace(
         go.Scatter(
             x=ends,
@@ -318,7 +344,7 @@ def distance_figure(clustering: Clustering) -> go.Figure | None:
     names = [label(id) for id in ids]
     largest, b0 = float(distances.max()) or 1.0, clustering.threshold
     turns = 0 < b0 < largest
-    figure = _figure(height=None)
+    figure = blank_figure(height=None)
     figure.add_trace(
         go.Heatmap(
             x=names,
@@ -343,11 +369,9 @@ def distance_figure(clustering: Clustering) -> go.Figure | None:
     start = -0.5
     for members in clustering.clusters:
         end = start + len(members)
-        figure.add_shape(
-            type="rect", x0=start, x1=end, y0=start, y1=end, line={"color": "var(--ink)", "width": 1.5}
-        )
+        figure.add_shape(type="rect", x0=start, x1=end, y0=start, y1=end, line={"color": "var(--ink)", "width": 1.5})
         start = end
-    labelled = ids if len(ids) <= MANY_CLIENTS else []
+    labelled = ids if len(ids) <= MOST_LABELS else []
     figure.update_layout(margin={"l": 12 + max(map(_width, labelled), default=0)})
     figure.update_xaxes(type="category", showticklabels=False, ticks="", showgrid=False, constrain="domain")
     figure.update_yaxes(
@@ -386,7 +410,7 @@ def _colour_ticks(b0: float | None, largest: float) -> dict[str, Any]:
     ticks = {0.0: "0", largest: f"{largest:.2f}"}
     if b0 is not None:
         ticks = {value: text for value, text in ticks.items() if abs(value - b0) > 0.18 * largest}
-        ticks[b0] = f"B₀ = {b0:.2f}"
+        ticks[b0] = f"B₀ {b0:.2f}"
     return {"tickvals": list(ticks), "ticktext": list(ticks.values())}
 
 
@@ -402,7 +426,7 @@ def traffic_figure(traffic: Iterable[Traffic]) -> go.Figure | None:
     so_far = np.cumsum([totals[round] for round in rounds], axis=0)
     value, unit = scaled(float(so_far[-1].sum()))
     factor = so_far[-1].sum() / value
-    figure = _figure(height=340)
+    figure = blank_figure(height=340)
     bars = (("uplink (to the server)", "client"), ("downlink (to the clients)", "client-after-fit"))
     for column, (name, colour) in enumerate(bars):
         sums = so_far[:, column]
@@ -423,7 +447,7 @@ def traffic_figure(traffic: Iterable[Traffic]) -> go.Figure | None:
     return figure
 
 
-def _figure(height: int | None) -> go.Figure:
+def blank_figure(height: int | None) -> go.Figure:
     """Return an empty figure in the style of the page. Without a height it takes that of its container."""
     axis = {
         "gridcolor": "var(--line)",
@@ -454,7 +478,8 @@ def _figure(height: int | None) -> go.Figure:
             "hoverlabel": {
                 "bgcolor": "var(--surface)",
                 "bordercolor": "var(--line)",
-                "font": {"color": "var(--ink)"},
+                "font": {"family": FONT, "color": "var(--ink)"},
+                "align": "left",
             },
             "hovermode": "closest",
             "dragmode": False,  # so that a finger on a picture scrolls the page

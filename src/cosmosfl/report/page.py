@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from cosmosfl.evaluation.metrics import MOMENTS, Moment
 from cosmosfl.methods import METHODS
+from cosmosfl.methods.cosmos import Cosmos
 from cosmosfl.report.figures import (
     MANY_CLIENTS,
     METRIC_NAMES,
@@ -26,6 +27,7 @@ from cosmosfl.report.figures import (
     distance_figure,
     traffic_figure,
 )
+from cosmosfl.report.paper import PaperCurve, paper_curve
 from cosmosfl.report.results import (
     ClientRow,
     Results,
@@ -83,9 +85,14 @@ def render(results: Results) -> str:
         _glossary_section(results),
     ]
     body = "\n".join([_header(results), *filter(None, sections), _footer(results)])
+    return document(_title(results), body)
+
+
+def document(title: str, body: str) -> str:
+    """Return a whole page: what stands in the body, with the style, and what draws its pictures."""
     scripts = [get_plotlyjs(), _resource("page.js")] if 'class="plot' in body else []
     return Template(_resource("page.html")).substitute(
-        title=text(_title(results)),
+        title=text(title),
         body=body,
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
         # no other script can run, whatever a client calls itself
@@ -144,10 +151,12 @@ def _accuracy_cards(results: Results) -> list[tuple[str, str, str]]:
     cards = []
     if client := accuracy["client"]:
         id, worst = min(client["per_client"].items(), key=lambda item: item[1])
-        hint = f"mean; worst {percent(worst)} ({_short(id)})" if len(client["per_client"]) > 1 else _short(id)
-        cards.append(("Clients' own models", percent(client["mean"]), hint))
+        several = len(client["per_client"]) > 1
+        hint = f"mean; worst {percent(worst)} ({_short(id)})" if several else _short(id)
+        cards.append(("Clients' own models" if several else "Client's own model", percent(client["mean"]), hint))
     if (local := accuracy["local"]) and not results.is_local:
-        cards.append(("Clients alone", percent(local["mean"]), "the same local epochs, no federation"))
+        whose = "Clients alone" if len(local["per_client"]) > 1 else "Client alone"
+        cards.append((whose, percent(local["mean"]), "the same local epochs, no federation"))
     if cluster := accuracy["cluster"]:
         cards.append(("Own cluster's model", percent(cluster["mean"]), "the server's model"))
     if oracle := accuracy["oracle"]:
@@ -194,14 +203,45 @@ else.</p>
     several = len({m.client for m in results.measurements}) > 1
     note = "Mean over clients, each on its own test set." if several else "On the client's own test set."
     if several:
-        band = "its own model" if results.is_local else "the own model and training alone"
-        note += f" The bands are one standard deviation over clients wide on either side, for {band}."
-    note += " Round 0 is pre-training and the first exchange."
+        note += " Bands are one standard deviation over clients on either side."
+    if not results.is_local:
+        note += " Round 0 is pre-training and the first exchange."
+    paper = _paper_of(results)
+    figure = accuracy_figure(results.measurements, moments, paper if paper and paper.metric == "top1" else None)
     return f"""<section>
 <h2>Accuracy over rounds</h2>
 <p class="note">{text(note)}</p>
-{_plot("accuracy", accuracy_figure(results.measurements, moments), "Line chart of accuracy over rounds")}
+{plot("accuracy", figure, "Line chart of accuracy over rounds")}
+{f'<p class="note">{text(_paper_note(paper))}</p>' if paper else ""}
 </section>"""
+
+
+def _paper_of(results: Results) -> PaperCurve | None:
+    """Return the paper's curve for a run of the paper's method that has a configuration."""
+    dataset, clients = results.config.get("dataset", {}), results.config.get("clients", {})
+    if results.summary["method"] != Cosmos.name or "name" not in dataset:
+        return None
+    return paper_curve(dataset["name"], clients.get("models", ()))
+
+
+def _paper_note(paper: PaperCurve) -> str:
+    nth = paper.figure.removeprefix("fig. ")
+    if paper.metric == "top5":
+        start, end = percent(paper.accuracies[0]), percent(paper.accuracies[-1])
+        note = (
+            f"Figure {nth} of the paper (arXiv 2605.11165) has top-5 accuracy, so it is not in this chart: from "
+            f"{start} in round {paper.rounds[0]} to {end} in round {paper.rounds[-1]}, to be compared with top5 of "
+            "the oracle in metrics.jsonl. It"
+        )
+    else:
+        note = f"The dotted line is figure {nth} of the paper (arXiv 2605.11165), read off to ±0.2 points. It"
+    note += (
+        " plots, for each client, the best of all cluster models chosen on its test set, so it compares with the "
+        "oracle here, not with the clients' own models; and it is of full-size models and data, at 224 pixels."
+    )
+    if paper.caveat:
+        note += f" It is another setting: {paper.caveat}."
+    return note
 
 
 def _clients_section(results: Results) -> str:
@@ -209,13 +249,11 @@ def _clients_section(results: Results) -> str:
     figure = clients_figure(rows)
     if figure is None:
         return ""
-    title = (
-        "Client by client" if all(row.change is None for row in rows) else "Before and after, client by client"
-    )
+    title = "Client by client" if all(row.change is None for row in rows) else "Before and after, client by client"
     return f"""<section>
 <h2>{title}</h2>
 <p class="note">{text(_clients_note(results, rows))}</p>
-{_plot("clients", figure, "Chart of each client's accuracy", square=figure.layout.height is None)}
+{plot("clients", figure, "Chart of each client's accuracy", square=figure.layout.height is None)}
 {_clients_table(rows)}
 </section>"""
 
@@ -224,9 +262,7 @@ def _clients_note(results: Results, rows: Sequence[ClientRow]) -> str:
     notes = []
     compared = sum(row.change is not None for row in rows)
     if compared > MANY_CLIENTS:
-        notes.append(
-            "Each client at the end of the run: above the line it gained from federation, below it lost."
-        )
+        notes.append("Each client at the end of the run: above the line it gained from federation, below it lost.")
     elif compared:
         notes.append("From training alone (ring) to the client's own model (dot), at the end of the run.")
     if results.summary["clusters"]:
@@ -245,9 +281,7 @@ def _clients_note(results: Results, rows: Sequence[ClientRow]) -> str:
 
 
 def _clients_table(rows: Sequence[ClientRow]) -> str:
-    moments = [
-        m for m in ("local", "client_after_fit", "client", "cluster") if any(m in r.accuracy for r in rows)
-    ]
+    moments = [m for m in ("local", "client_after_fit", "client", "cluster") if any(m in r.accuracy for r in rows)]
     heads = {
         "local": "alone",
         "client_after_fit": "before distillation",
@@ -296,7 +330,7 @@ def _clusters_section(results: Results) -> str:
     return f"""<section>
 <h2>Who learns with whom</h2>
 <p class="note">{text(note)}</p>
-{_plot("distances", figure, "Matrix of distances between clients, ordered by cluster", square=True)}
+{plot("distances", figure, "Matrix of distances between clients, ordered by cluster", square=True)}
 </section>"""
 
 
@@ -319,7 +353,7 @@ def _traffic_section(results: Results) -> str:
     return f"""<section>
 <h2>Traffic</h2>
 <p class="note">{text(note)}</p>
-{_plot("traffic", figure, "Bar chart of bytes sent so far by round")}
+{plot("traffic", figure, "Bar chart of bytes sent so far by round")}
 </section>"""
 
 
@@ -327,8 +361,7 @@ def _rejections_section(results: Results) -> str:
     if not results.rejections:
         return ""
     lines = (
-        f'<tr><td>{r.round}</td><th scope="row">{text(r.client)}</th>'
-        f'<td class="text">{text(r.reason)}</td></tr>'
+        f'<tr><td>{r.round}</td><th scope="row">{text(r.client)}</th><td class="text">{text(r.reason)}</td></tr>'
         for r in results.rejections
     )
     n = len(results.rejections)
@@ -363,12 +396,11 @@ def _glossary_section(results: Results) -> str:
     entries = [(m, *_GLOSSARY[m]) for m in MOMENTS if m in measured]
     if not entries:
         return ""
-    terms = "\n".join(
-        f"<dt>{name} <code>{moment}</code></dt><dd>{meaning}</dd>" for moment, name, meaning in entries
-    )
+    same = " Without federation, all of these are the same model." if results.is_local else ""
+    terms = "\n".join(f"<dt>{name} <code>{moment}</code></dt><dd>{meaning}</dd>" for moment, name, meaning in entries)
     return f"""<section>
 <h2>What is measured</h2>
-<p class="note">Top-1 accuracy, always on a client's own test set.</p>
+<p class="note">Top-1 accuracy, always on a client's own test set.{same}</p>
 <dl class="glossary">
 {terms}
 </dl>
@@ -378,15 +410,13 @@ def _glossary_section(results: Results) -> str:
 def _footer(results: Results) -> str:
     version = (results.environment.get("packages") or {}).get("cosmosfl")
     program = f"cosmosfl {version}" if version else "cosmosfl"
-    return (
-        f"<footer>Made from the files of the run by {text(program)}. Nothing on this page is fetched.</footer>"
-    )
+    return f"<footer>Made from the files of the run by {text(program)}. Nothing on this page is fetched.</footer>"
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------
 
 
-def _plot(id: str, figure: go.Figure, description: str, *, square: bool = False) -> str:
+def plot(id: str, figure: go.Figure, description: str, *, square: bool = False) -> str:
     """Return the place of a picture and its data. The JSON holds no ``<`` that could end its element."""
     place = f'class="plot square" style="--left: {figure.layout.margin.l}px"' if square else 'class="plot"'
     return (
