@@ -202,8 +202,8 @@ def clusters() -> str:
             "The default is the cosine of centred probabilities, with the automatic threshold. Where it fails: a group "
             "whose classes are all known to another (nested groups) is put into one cluster with it. A user sees one "
             "large frame with two shades of blue in the report's distance matrix; a smaller `method.threshold` splits "
-            "it. The paper's L2 loses the groups where clients are weak or mixed, whatever the threshold (see its best "
-            "possible index), since confidence moves it more than data do.\n",
+            "it. The paper's L2 loses the groups of weak clients whatever the threshold (see its best possible index), "
+            "since confidence moves it more than data do.\n",
         ]
     )
 
