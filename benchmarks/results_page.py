@@ -200,10 +200,9 @@ def clusters() -> str:
             "Ways to choose the threshold, mean over all federations with the paper's split:\n",
             thresholds,
             "The default is the cosine of centred probabilities, with the automatic threshold. Where it fails: a group "
-            "whose classes are all known to another (nested groups) is put into one cluster with it. A user sees one "
-            "large frame with two shades of blue in the report's distance matrix; a smaller `method.threshold` splits "
-            "it. The paper's L2 loses the groups of weak clients whatever the threshold (see its best possible index), "
-            "since confidence moves it more than data do.\n",
+            "whose classes are all known to another (nested groups) is put into one cluster with it, and a user sees "
+            "one cluster too few. Of these distances only `aitchison` has a threshold that separates them. The paper's L2 "
+            "loses the groups of weak clients whatever the threshold (see its best possible index).\n",
         ]
     )
 

@@ -22,10 +22,9 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 LEAST_PROBABILITY = 1e-3
 """Floor under probabilities before their logarithm is taken, so that a forest's zero is not infinitely far away."""
 STRUCTURE = 0.35
-"""Mean silhouette from which `auto_threshold` believes in groups. In benchmarks/clusters.py and on digits, the best
-partition of clients without groups reached 0.34, and that of clients with groups 0.42 or more; the usual reading of
-silhouettes (Kaufman & Rousseeuw 1990) puts the border between none and weak structure at 0.25, and reasonable structure
-at 0.5."""
+"""Mean silhouette from which `auto_threshold` believes in groups. The usual reading of silhouettes (Kaufman and
+Rousseeuw 1990) puts the border between none and weak structure at 0.25 and that to reasonable structure at 0.5; this lies between,
+and benchmarks/clusters.py shows what comes of it, with groups and without."""
 UNRELATED = 0.75
 """And clients of different groups have to be far apart: their mean cosine distance at least this. Clients that agree
 more than that have much to learn from each other, even where some agree better still."""

@@ -296,7 +296,7 @@ class ExperimentConfig(_Tables):
             tables = _Tables.model_validate(merged)
             parsed = METHODS[name].model_validate({**defaults, **settings})
         except ValidationError as error:
-            prefix = ("method",) if issubclass(METHODS[name], Method) and error.title == METHODS[name].__name__ else ()
+            prefix = ("method",) if error.title == METHODS[name].__name__ else ()
             raise ConfigError(_one_line(error.errors()[0], prefix, name)) from None
         if "teacher" in METHODS[name].model_fields:
             teacher = tables.research_code.learner(tables.teacher, tables.teacher.model)
