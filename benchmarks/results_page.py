@@ -201,8 +201,8 @@ def clusters() -> str:
             thresholds,
             "The default is the cosine of centred probabilities, with the automatic threshold. Where it fails: a group "
             "whose classes are all known to another (nested groups) is put into one cluster with it, and a user sees "
-            "one cluster too few. Of these distances only `aitchison` has a threshold that separates them. The paper's L2 "
-            "loses the groups of weak clients whatever the threshold (see its best possible index).\n",
+            "one cluster too few. Of these distances only `aitchison` has a threshold that separates them. The "
+            "paper's L2 loses the groups of weak clients whatever the threshold (see its best possible index).\n",
         ]
     )
 

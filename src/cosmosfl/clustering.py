@@ -23,8 +23,8 @@ LEAST_PROBABILITY = 1e-3
 """Floor under probabilities before their logarithm is taken, so that a forest's zero is not infinitely far away."""
 STRUCTURE = 0.35
 """Mean silhouette from which `auto_threshold` believes in groups. The usual reading of silhouettes (Kaufman and
-Rousseeuw 1990) puts the border between none and weak structure at 0.25 and that to reasonable structure at 0.5; this lies between,
-and benchmarks/clusters.py shows what comes of it, with groups and without."""
+Rousseeuw 1990) puts the border between none and weak structure at 0.25 and that to reasonable structure at 0.5; this
+lies between, and benchmarks/clusters.py shows what comes of it, with groups and without."""
 UNRELATED = 0.75
 """And clients of different groups have to be far apart: their mean cosine distance at least this. Clients that agree
 more than that have much to learn from each other, even where some agree better still."""
