@@ -13,7 +13,7 @@ import cosmosfl as cf
 from conftest import make_clients
 from cosmosfl.data.sets import PublicSet
 from cosmosfl.events import Traffic
-from cosmosfl.methods.cosmos import CosmosClient, PseudoLabels, TeacherLabels
+from cosmosfl.methods.predictions import PredictionClient, PseudoLabels, TeacherLabels
 from cosmosfl.protocol import InvalidMessageError, Task
 
 TASK = Task(n_classes=2, seed=0)
@@ -53,8 +53,8 @@ def server(**options):
     return method.server_side(PUBLIC, TASK)
 
 
-def answers(values: dict[str, float], round: int = 0) -> dict[str, PseudoLabels]:
-    return {id: PseudoLabels(round, labels(p)) for id, p in values.items()}
+def answers(values: dict[str, float], round: int = 0) -> list[tuple[str, PseudoLabels]]:
+    return [(id, PseudoLabels(round, labels(p))) for id, p in values.items()]
 
 
 GROUPS = {"a": 0.9, "b": 0.1, "c": 0.7, "d": 0.3}
@@ -64,9 +64,9 @@ def test_the_cluster_model_learns_the_mean_of_its_members_and_answers_them_only(
     side = server()
     downlinks = side.step(answers(GROUPS))
     assert side.clustering.clusters == (("a", "c"), ("b", "d"))
-    np.testing.assert_allclose(side.cluster_models[0].targets[0], labels(0.8), rtol=1e-6)
-    np.testing.assert_allclose(downlinks["c"].probabilities, labels(0.8), rtol=1e-6)
-    np.testing.assert_allclose(downlinks["b"].probabilities, labels(0.2), rtol=1e-6)
+    np.testing.assert_allclose(side.cluster_models[0].targets[0], labels(0.8), rtol=1e-3)
+    np.testing.assert_allclose(downlinks["c"].probabilities, labels(0.8), rtol=1e-3)
+    np.testing.assert_allclose(downlinks["b"].probabilities, labels(0.2), rtol=1e-3)
 
 
 def test_clients_are_clustered_once_and_cluster_models_go_on_learning():
@@ -88,7 +88,7 @@ def test_every_cluster_has_a_model_of_its_own():
 def test_a_client_distils_then_fits_then_predicts_and_measures_at_both_moments():
     learner = Recorder()
     client = cf.Client("a", learner, PUBLIC.inputs, [0, 1] * 3, test=(PUBLIC.inputs, [0, 1] * 3))
-    side = CosmosClient(cf.Cosmos(local_epochs=3, distill_epochs=4), client, PUBLIC, TASK)
+    side = PredictionClient(cf.Cosmos(local_epochs=3, distill_epochs=4), client, PUBLIC, TASK)
     assert side.step(TeacherLabels(0, None)).round == 0
     assert side.step(TeacherLabels(0, labels(0.5))).round == 1
     side.finish(TeacherLabels(1, labels(0.6)))
@@ -124,8 +124,9 @@ def test_a_search_for_a_number_of_clusters_and_the_fixed_threshold():
 )
 def test_a_bad_client_is_recorded_and_the_others_go_on(bad, reason):
     side = server()
-    downlinks = side.step({**answers(GROUPS), "b": bad})
-    assert set(downlinks) == {"a", "c", "d"}
+    side.open(list(GROUPS))
+    downlinks = side.step(iter({**dict(answers(GROUPS)), "b": bad}.items()))
+    assert {id for id, message in downlinks.items() if message.probabilities is not None} == {"a", "c", "d"}
     (rejection,) = side.rejections
     assert (rejection.round, rejection.client) == (0, "b")
     assert re.search(reason, rejection.reason)
@@ -135,7 +136,7 @@ def test_a_member_that_is_missing_in_a_later_round_still_gets_the_labels_of_its_
     side = server()
     side.step(answers(GROUPS))
     downlinks = side.step(answers({"a": 0.9, "b": 0.1, "d": 0.3}, round=1))
-    np.testing.assert_allclose(downlinks["c"].probabilities, labels(0.9), rtol=1e-6)
+    np.testing.assert_allclose(downlinks["c"].probabilities, labels(0.9), rtol=1e-3)
 
 
 def test_a_round_in_which_nobody_is_accepted_is_an_error_with_all_reasons():
@@ -143,12 +144,31 @@ def test_a_round_in_which_nobody_is_accepted_is_an_error_with_all_reasons():
         server().step(answers({"a": 0.5}, round=9))
 
 
-def test_the_order_of_arrival_does_not_matter():
-    forward, backward = server(), server()
-    a = forward.step(answers(GROUPS))
-    b = backward.step(dict(reversed(answers(GROUPS).items())))
-    assert forward.clustering.clusters == backward.clustering.clusters
-    assert all(np.array_equal(a[id].probabilities, b[id].probabilities) for id in GROUPS)
+@pytest.mark.parametrize("aggregation", ["mean", "median"])
+def test_a_client_that_the_clusters_do_not_know_joins_the_nearest_or_makes_a_new_one(aggregation):
+    side = server(threshold=0.3, aggregation=aggregation)
+    side.open(["a", "b", "c", "d", "late", "other"])
+    asked = side.step(answers(GROUPS))["late"]
+    assert (asked.round, asked.probabilities) == (1, None)
+    downlinks = side.step(answers({**GROUPS, "late": 0.85, "other": 0.5}, round=1))
+    assert side.clustering.clusters == (("a", "c", "late"), ("b", "d"), ("other",))
+    np.testing.assert_allclose(downlinks["late"].probabilities, labels(0.8), rtol=1e-3)
+    np.testing.assert_allclose(downlinks["other"].probabilities, labels(0.5), rtol=1e-3)
+    assert len(side.cluster_models) == 3
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "median"])
+def test_predictions_in_a_file_give_the_same_as_in_memory(aggregation, monkeypatch):
+    def labels_after_two_rounds():
+        side = server(aggregation=aggregation)
+        side.step(answers(GROUPS))
+        return side.step(answers({**GROUPS, "a": 0.8}, round=1))
+
+    in_memory = labels_after_two_rounds()
+    monkeypatch.setattr("cosmosfl.methods.predictions.LARGE", 50)
+    assert all(
+        np.array_equal(m.probabilities, in_memory[id].probabilities) for id, m in labels_after_two_rounds().items()
+    )
 
 
 def test_hyper_parameters_are_checked_and_frozen():

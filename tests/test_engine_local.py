@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import numpy as np
@@ -11,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import cosmosfl as cf
-from conftest import make_clients
+from conftest import blobs, make_clients
 from cosmosfl.data.sources import Source
+from cosmosfl.engine.local import LocalEngine
 from cosmosfl.evaluation.metrics import MOMENTS
 from cosmosfl.events import ClientDone, PhaseStarted, Started
 from cosmosfl.protocol import Clustering, InvalidMessageError
@@ -46,6 +48,61 @@ def test_the_same_seed_gives_the_same_result_bit_for_bit_in_whatever_order_clien
     assert outcome(first) == outcome(again)
     other = cf.Cosmos(**FAST).fit(mixed_clients(), public, rounds=1, seed=5)
     assert outcome(first)[0] != outcome(other)[0]
+
+
+def test_the_number_of_workers_changes_nothing(public):
+    one = cf.Cosmos(**FAST).fit(mixed_clients(), public, rounds=2, seed=4, workers=1)
+    two = cf.Cosmos(**FAST).fit(mixed_clients(), public, rounds=2, seed=4, workers=2)
+    assert outcome(one) == outcome(two)
+    assert [type(e) for e in one.history] == [type(e) for e in two.history]
+
+
+def test_an_error_in_a_worker_says_whose_it_is(public):
+    clients = [*make_clients(2), cf.Client("broken", Hapless(), *blobs(12, (0, 1), np.random.default_rng(0)))]
+    with pytest.raises(RuntimeError, match="no luck") as caught:
+        cf.Cosmos(**FAST).fit(clients, public, rounds=0, workers=2, local_baseline=False)
+    assert caught.value.__notes__ == ["in round 0, at client 'broken'"]
+
+
+def test_states_lie_in_files_that_end_with_the_run(public, tmp_path):
+    engine = LocalEngine(scratch=tmp_path)
+    run = engine.run(cf.Cosmos(**FAST), mixed_clients(), public, 1, local_baseline=False)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 4
+    first, again = run.model("a"), run.model("a")
+    assert first is not again
+    np.testing.assert_array_equal(first.predict_proba(public), again.predict_proba(public))
+    del run
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_is_no_array_of_numbers_is_an_error_that_names_it(public):
+    class Careless(Hapless):
+        def fit(self, *args, **kwargs): ...
+
+        def predict_proba(self, inputs):
+            return np.full((len(inputs), 4), 0.25, np.float32)
+
+        def state(self):
+            return {"notes": np.array("text")}
+
+    clients = [*make_clients(2), cf.Client("careless", Careless(), *blobs(12, (0, 1), np.random.default_rng(0)))]
+    with pytest.raises(TypeError, match="state 'learner.notes' has dtype <U4"):
+        cf.Cosmos(**FAST).fit(clients, public, rounds=0, local_baseline=False)
+
+
+class Hapless:
+    def fit(self, inputs, labels, *, n_classes, epochs, rng):
+        raise RuntimeError("no luck")
+
+    def distill(self, inputs, probabilities, *, epochs, rng): ...
+
+    def predict_proba(self, inputs): ...
+
+    def state(self):
+        return {}
+
+    def restore(self, state): ...
 
 
 def test_running_twice_with_the_same_objects_gives_the_same_result(public):

@@ -93,13 +93,16 @@ def run(
     clients: ClientsOption = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds after the first.")] = None,
     seed: SeedOption = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Processes that train side by side, or auto.  [default: one per CPU]")
+    ] = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run directory.  [default: a new one in runs/]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the run directory only.")] = False,
 ) -> None:
-    """Run a federation in this process. Without options: ten clients with digits, four kinds of models.
+    """Run a federation on this machine. Without options: ten clients with digits, four kinds of models.
 
     The command line has precedence over the file, the file over the preset, and that over the defaults.
     """
@@ -116,6 +119,7 @@ def run(
             "partition.clients": clients,
             "rounds": rounds,
             "seed": seed,
+            "workers": int(workers) if workers and workers.isdigit() else workers,
         }
         resolved = _resolve(options, set, config, preset)
         federation = build_federation(resolved)

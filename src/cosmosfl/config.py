@@ -244,6 +244,7 @@ class _Tables(Section):
     seed: NonNegativeInt = 0
     rounds: NonNegativeInt = 3
     local_baseline: bool = True
+    workers: PositiveInt | Literal["auto"] = "auto"
     threads: PositiveInt = 1
     dataset: DatasetConfig = DatasetConfig()
     partition: PartitionConfig = PartitionConfig()
@@ -263,8 +264,10 @@ class ExperimentConfig(_Tables):
         Rounds after the first.
     local_baseline
         Whether every client is also trained alone, to compare with.
+    workers
+        Processes that train side by side; ``"auto"`` for one per CPU. The result does not depend on it.
     threads
-        Threads of a computation. One is fastest for small models, and gives the same numbers on every machine of a
+        Threads of each of them. One is fastest for small models, and gives the same numbers on every machine of a
         kind.
     dataset, partition, clients, teacher, research_code, method
         Tables; see their classes.

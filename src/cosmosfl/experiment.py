@@ -9,13 +9,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from cosmosfl.config import ExperimentConfig
 from cosmosfl.data.partition import Partition, grouped_dirichlet, take_public
 from cosmosfl.data.sets import InputArray, IntArray, PublicSet
 from cosmosfl.data.sources import Source, load_source
 from cosmosfl.distillation import flip_crop
+from cosmosfl.engine.local import LocalEngine
 from cosmosfl.events import Callback
 from cosmosfl.protocol import Client, ClientId
 from cosmosfl.randomness import draw_seed, stream
@@ -131,7 +131,7 @@ def _public_set(config: ExperimentConfig, source: Source) -> tuple[PublicSet, In
 def run_experiment(
     config: ExperimentConfig, federation: Federation | None = None, callbacks: Sequence[Callback] = ()
 ) -> Run:
-    """Run what a configuration describes, in this process.
+    """Run what a configuration describes, on this machine.
 
     Parameters
     ----------
@@ -143,19 +143,14 @@ def run_experiment(
         Called with every event.
     """
     federation = federation or build_federation(config)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        with threadpool_limits(config.threads):
-            run = config.method.fit(
-                federation.clients,
-                federation.public,
-                config.rounds,
-                seed=config.seed,
-                n_classes=federation.n_classes,
-                local_baseline=config.local_baseline,
-                callbacks=callbacks,
-            )
-    finally:
-        torch.set_num_threads(threads)
+    engine = LocalEngine(callbacks, workers=config.workers, threads=config.threads)
+    run = engine.run(
+        config.method,
+        federation.clients,
+        federation.public,
+        config.rounds,
+        seed=config.seed,
+        n_classes=federation.n_classes,
+        local_baseline=config.local_baseline,
+    )
     return replace(run, config=config.to_dict(), groups=federation.groups, dataset=config.dataset.name)

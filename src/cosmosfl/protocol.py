@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ State = Mapping[str, npt.NDArray[Any]]
 TRAINING_PREFIX = "training."
 """Keys of a `State` that begin like this are needed only to go on training and may hold private data. They stay in
 the client's own state directory; saved models leave them out."""
+_LEARNER, _MEMORY = "learner.", "memory."
 
 
 @runtime_checkable
@@ -215,13 +216,25 @@ def check_probabilities(
 
 Down = TypeVar("Down", bound=Message)
 Up = TypeVar("Up", bound=Message)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class NotApplicableError(ValueError):
+    """A method that cannot run with these clients; raised before anything is trained."""
 
 
 class ClientSide(ABC, Generic[Down, Up]):
     """What a client does in a method. Subclasses write `step` and `finish` with the helpers below.
 
-    Its state is that of its learner; random streams are keyed by the round. So a client side that is made anew and
-    whose learner is restored goes on where it was.
+    A client side does not live from one message to the next: every message may find it made anew, in another process,
+    with `state` restored. So what it needs later is in its learner or in `memory`, and random streams are keyed by
+    the round.
+
+    Attributes
+    ----------
+    memory
+        Arrays that the method keeps at the client between messages, beside the learner.
     """
 
     def __init__(self, client: Client, public: PublicSet, task: Task) -> None:
@@ -231,7 +244,24 @@ class ClientSide(ABC, Generic[Down, Up]):
         self.test = client.test
         self.public = public
         self.task = task
+        self.memory: dict[str, npt.NDArray[Any]] = {}
         self.measurements: list[Measurement] = []
+
+    def state(self) -> State:
+        """Return all that has to survive until the next message: the learner's state and `memory`."""
+        try:
+            learned = self.learner.state()
+        except NotFittedError:
+            learned = {}
+        return {
+            **{_LEARNER + key: np.asarray(value) for key, value in learned.items()},
+            **{_MEMORY + key: np.asarray(value) for key, value in self.memory.items()},
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on where the side that returned `state` stopped."""
+        restore_learner(self.learner, state)
+        self.memory = {k.removeprefix(_MEMORY): v for k, v in state.items() if k.startswith(_MEMORY)}
 
     @abstractmethod
     def step(self, message: Down) -> Up:
@@ -268,6 +298,12 @@ class ClientSide(ABC, Generic[Down, Up]):
             self.measurements += [Measurement(round, moment, self.id, *result) for moment in moments]
 
 
+def restore_learner(learner: Learner, state: State) -> None:
+    """Restore a learner from the `ClientSide.state` of its client; one that had not learned anything stays as it is."""
+    if learned := {k.removeprefix(_LEARNER): v for k, v in state.items() if k.startswith(_LEARNER)}:
+        learner.restore(learned)
+
+
 @dataclass(frozen=True)
 class Rejection:
     """A message that the server did not accept: when, from whom, and why."""
@@ -302,6 +338,16 @@ class Clustering:
     clusters: tuple[tuple[ClientId, ...], ...]
 
 
+class Map(Protocol):
+    """``map(function, items)``: the list of ``function(item)``, in order."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> list[Result]: ...  # noqa: D102
+
+
+def _one_after_the_other(function: Callable[[Item], Result], items: Sequence[Item], /) -> list[Result]:
+    return [function(item) for item in items]
+
+
 class ServerSide(ABC, Generic[Down, Up]):
     """What the server does in a method.
 
@@ -313,6 +359,9 @@ class ServerSide(ABC, Generic[Down, Up]):
         The server's own models, one per cluster; empty in methods that have none.
     rejections
         Messages that were not accepted.
+    map
+        ``map(function, items)`` returns the results in order: what the server computes for one cluster and another
+        is independent, and an engine may put a pool of workers here.
     """
 
     def __init__(self, public: PublicSet, task: Task) -> None:
@@ -322,14 +371,19 @@ class ServerSide(ABC, Generic[Down, Up]):
         self.clustering: Clustering | None = None
         self.cluster_models: list[Learner] = []
         self.rejections: list[Rejection] = []
+        self.map: Map = _one_after_the_other
 
     @abstractmethod
     def open(self, clients: Sequence[ClientId]) -> Mapping[ClientId, Down]:
         """Return the first message for every client."""
 
     @abstractmethod
-    def step(self, uplinks: Mapping[ClientId, Up]) -> Mapping[ClientId, Down]:
-        """Take the clients' answers of a round and return the next messages."""
+    def step(self, uplinks: Iterable[tuple[ClientId, Up]]) -> Mapping[ClientId, Down]:
+        """Take the clients' answers of a round and return the next messages.
+
+        `uplinks` is read once, from the first to the last; the answers need not be in memory at the same time, and
+        come in an order that does not depend on which client was faster.
+        """
 
 
 class Method(BaseModel, ABC):
@@ -350,6 +404,16 @@ class Method(BaseModel, ABC):
 
     local_epochs: PositiveInt = 5
 
+    def prepare(self, clients: Sequence[Client]) -> Self:
+        """Return this method, ready for these clients: with what it has to know of them, if anything.
+
+        Raises
+        ------
+        NotApplicableError
+            If it cannot run with them.
+        """
+        return self
+
     @abstractmethod
     def client_side(self, client: Client, public: PublicSet, task: Task) -> ClientSide[Any, Any]:
         """Return what `client` does; its learner is trained in place."""
@@ -368,8 +432,9 @@ class Method(BaseModel, ABC):
         n_classes: int | None = None,
         local_baseline: bool = True,
         callbacks: Sequence[Callback] = (),
+        workers: int | Literal["auto"] = 1,
     ) -> Run:
-        """Run the federation in this process.
+        """Run the federation on this machine.
 
         Parameters
         ----------
@@ -388,6 +453,9 @@ class Method(BaseModel, ABC):
             federation gave. Only done for clients that have a test set.
         callbacks
             Functions that are called with each event of `cosmosfl.events`.
+        workers
+            Processes that train side by side, or ``"auto"`` for one per CPU; see `cosmosfl.engine.local.LocalEngine`.
+            The result does not depend on it.
 
         Returns
         -------
@@ -401,6 +469,6 @@ class Method(BaseModel, ABC):
         """
         from cosmosfl.engine.local import LocalEngine  # the one upward import: fit is a shorthand for this line
 
-        return LocalEngine(callbacks).run(
+        return LocalEngine(callbacks, workers=workers).run(
             self, clients, public, rounds, seed=seed, n_classes=n_classes, local_baseline=local_baseline
         )

@@ -1,20 +1,23 @@
-"""The loop in one process."""
+"""The loop on one machine: in this process, or with a pool of workers."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy.typing as npt
 
-from cosmosfl.data.sets import PublicSet
-from cosmosfl.evaluation.metrics import Measurement, score
+from cosmosfl.data.sets import EvaluationSet, PublicSet
+from cosmosfl.engine.pool import Pool, n_workers
+from cosmosfl.engine.states import StateFiles, StoredModels, read_state, write_state
+from cosmosfl.evaluation.metrics import Measurement, Score, score
 from cosmosfl.events import Callback, ClientDone, Event, PhaseStarted, Started, Traffic
 from cosmosfl.methods.local import Local
-from cosmosfl.protocol import Client, ClientId, ClientSide, Method, ServerSide, Task
+from cosmosfl.protocol import Client, ClientId, Learner, Message, Method, ServerSide, Task
 from cosmosfl.run import Run
 
 
@@ -65,16 +68,38 @@ def agree(
 
 
 class LocalEngine:
-    """Runs a method on this machine, one client after the other.
+    """Runs a method on this machine.
 
     Parameters
     ----------
     callbacks
-        Called with every event.
+        Called with every event, in this process.
+    workers
+        Processes that train clients, and cluster models, side by side; ``"auto"`` for one per CPU (one in all with a
+        GPU). The result does not depend on it.
+    threads
+        Threads of each of them. Small models gain nothing from more than one.
+    scratch
+        Directory for what clients have to keep between rounds; by default where temporary files go. It holds one state
+        per client, and is emptied when the `Run` is no longer used.
+
+    Notes
+    -----
+    At no time is more than one client's model per worker in memory.
     """
 
-    def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(
+        self,
+        callbacks: Sequence[Callback] = (),
+        *,
+        workers: int | Literal["auto"] = 1,
+        threads: int = 1,
+        scratch: Path | None = None,
+    ) -> None:
         self.callbacks = callbacks
+        self.workers = workers
+        self.threads = threads
+        self.scratch = scratch
 
     def run(
         self,
@@ -89,86 +114,166 @@ class LocalEngine:
     ) -> Run:
         """Run the federation; see `Method.fit` for parameters, result and errors."""
         public, task = agree(clients, public, rounds, seed, n_classes)
+        method = method.prepare(clients)
         log = _Log(self.callbacks)
         tested = [c for c in clients if c.test is not None]
         with_baseline = local_baseline and method.name != Local.name and bool(tested)
-        log(Started(method.name, rounds, tuple(c.id for c in clients), len(tested) if with_baseline else 0))
-        if with_baseline:
-            log(PhaseStarted(0, "baseline"))
-            baseline = _Log([lambda event: log(event) if _of_baseline(event) else None])
-            _loop(Local(local_epochs=method.local_epochs), tested, public, task, rounds, baseline)
-        start = time.perf_counter()
-        sides, server = _loop(method, clients, public, task, rounds, log)
+        with Pool(n_workers(self.workers, len(clients)), self.threads) as pool:
+            log(Started(method.name, rounds, tuple(c.id for c in clients), len(tested) if with_baseline else 0))
+            if with_baseline:
+                log(PhaseStarted(0, "baseline"))
+                baseline = _Log([lambda event: log(event) if _of_baseline(event) else None])
+                alone = Local(local_epochs=method.local_epochs)
+                _Loop(alone, tested, public, task, pool, baseline, self.scratch).run(rounds)
+            start = time.perf_counter()
+            loop = _Loop(method, clients, public, task, pool, log, self.scratch)
+            server = loop.run(rounds)
+            seconds = time.perf_counter() - start
         return Run(
             config={"method": {"name": method.name, **method.model_dump()}, "rounds": rounds, "seed": seed},
             method=method.name,
             rounds=rounds,
             seed=seed,
             n_classes=task.n_classes,
-            models={side.id: side.learner for side in sides},
+            models=StoredModels(clients, loop.states),
             cluster_models=dict(enumerate(server.cluster_models)),
             clustering=server.clustering,
             history=log.history,
-            wall_seconds=time.perf_counter() - start,
+            wall_seconds=seconds,
         )
 
 
-def _loop(
-    method: Method,
-    clients: Sequence[Client],
-    public: PublicSet,
-    task: Task,
-    rounds: int,
-    log: _Log,
-) -> tuple[list[ClientSide[Any, Any]], ServerSide[Any, Any]]:
-    own = [client.with_learner(copy.deepcopy(client.learner)) for client in clients]
-    sides = [method.client_side(client, public, task) for client in own]
-    server = method.server_side(public, task)
-    downlinks: Mapping[ClientId, Any] = server.open([side.id for side in sides])
-    opening = {id: message.nbytes for id, message in downlinks.items()}
-    for round in range(rounds + 1):
-        log(PhaseStarted(round, "clients"))
-        uplinks = {}
-        for side in sides:
-            with _named(side.id, round):
-                uplinks[side.id] = side.step(downlinks[side.id])
-            log.take(side.measurements)
-            log(ClientDone(round, side.id))
-        log(PhaseStarted(round, "server"))
-        known, refused = server.clustering, len(server.rejections)
-        downlinks = server.step(uplinks)
-        for rejection in server.rejections[refused:]:
-            log(rejection)
-        if server.clustering is not None and server.clustering is not known:
-            log(server.clustering)
-        for id, uplink in uplinks.items():
-            log(Traffic(round, id, uplink.nbytes, downlinks[id].nbytes + opening.pop(id, 0)))
-        log.take(_measure_cluster_models(server, clients, round))
-    log(PhaseStarted(rounds, "final"))
-    for side in sides:
-        with _named(side.id, rounds):
-            side.finish(downlinks[side.id])
-        log.take(side.measurements)
-        log(ClientDone(rounds, side.id))
-    return sides, server
+class _Loop:
+    """The loop of one method: messages go down, clients work, messages go up, the server works."""
+
+    def __init__(
+        self,
+        method: Method,
+        clients: Sequence[Client],
+        public: PublicSet,
+        task: Task,
+        pool: Pool,
+        log: _Log,
+        scratch: Path | None,
+    ) -> None:
+        self.method = method
+        self.clients = {client.id: client for client in clients}
+        self.public = public
+        self.task = task
+        self.pool = pool
+        self.log = log
+        self.states = StateFiles(list(self.clients), scratch)
+
+    def run(self, rounds: int) -> ServerSide[Any, Any]:
+        server = self.method.server_side(self.public, self.task)
+        server.map = self.pool.map
+        downlinks: Mapping[ClientId, Any] = server.open(list(self.clients))
+        opening = {id: message.nbytes for id, message in downlinks.items()}
+        for round in range(rounds + 1):
+            known, refused = server.clustering, len(server.rejections)
+            sizes: dict[ClientId, int] = {}
+            downlinks = server.step(self._uplinks(round, downlinks, sizes))
+            for rejection in server.rejections[refused:]:
+                self.log(rejection)
+            if server.clustering is not None and server.clustering is not known:
+                self.log(server.clustering)
+            for id, size in sizes.items():
+                down = downlinks[id].nbytes if id in downlinks else 0
+                self.log(Traffic(round, id, size, down + opening.pop(id, 0)))
+            for measurement in _measure_cluster_models(server, list(self.clients.values()), round):
+                self.log(measurement)
+        self.log(PhaseStarted(rounds, "final"))
+        for _ in self._clients_step(rounds, downlinks, last=True):
+            pass
+        return server
+
+    def _uplinks(
+        self, round: int, downlinks: Mapping[ClientId, Any], sizes: dict[ClientId, int]
+    ) -> Iterator[tuple[ClientId, Message]]:
+        """Yield the clients' answers while they come, and note their sizes."""
+        self.log(PhaseStarted(round, "clients"))
+        for id, uplink in self._clients_step(round, downlinks):
+            assert uplink is not None
+            sizes[id] = uplink.nbytes
+            yield id, uplink
+        self.log(PhaseStarted(round, "server"))
+
+    def _clients_step(
+        self, round: int, downlinks: Mapping[ClientId, Any], *, last: bool = False
+    ) -> Iterator[tuple[ClientId, Message | None]]:
+        """Let every client that got a message work; those that the server has nothing to say to pause."""
+        ids = sorted(id for id in self.clients if id in downlinks)  # the server's sums depend on the order
+        before, after = self.states.current, self.states.following
+        steps = [
+            _Step(
+                self.method, self.clients[id], self.public, self.task, downlinks[id], round, before(id), after(id), last
+            )
+            for id in ids
+        ]
+        names = [f"client {id!r} in round {round}" for id in ids]
+        for id, (uplink, measurements) in zip(ids, self.pool.imap(_take_step, steps, names), strict=True):
+            self.states.advance(id)
+            for measurement in measurements:
+                self.log(measurement)
+            self.log(ClientDone(round, id))
+            yield id, uplink
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One client's work on one message: all that a worker has to know of it."""
+
+    method: Method
+    client: Client
+    public: PublicSet
+    task: Task
+    message: Message
+    round: int
+    before: Path | None
+    after: Path
+    last: bool
+
+
+def _take_step(step: _Step) -> tuple[Message | None, list[Measurement]]:
+    """Make the client side, restore it, let it work, keep its state; return its answer and what it measured."""
+    client = step.client.with_learner(copy.deepcopy(step.client.learner))
+    try:
+        side = step.method.client_side(client, step.public, step.task)
+        if step.before is not None:
+            side.restore(read_state(step.before))
+        uplink = None
+        if step.last:
+            side.finish(step.message)
+        else:
+            uplink = side.step(step.message)
+        write_state(step.after, side.state())
+    except Exception as error:
+        error.add_note(f"in round {step.round}, at client {client.id!r}")
+        raise
+    return uplink, side.measurements
 
 
 def _measure_cluster_models(server: ServerSide[Any, Any], clients: Sequence[Client], round: int) -> list[Measurement]:
     """Measure each client's own cluster model, and the best of all for its test set (which nobody can deploy)."""
-    if not server.cluster_models or server.clustering is None:
+    tests = [(client.id, client.test) for client in clients if client.test is not None]
+    if not server.cluster_models or server.clustering is None or not tests:
         return []
     own = {id: k for k, members in enumerate(server.clustering.clusters) for id in members}
+    by_model = server.map(_score_all, [(model, [test for _, test in tests]) for model in server.cluster_models])
     result = []
-    for client in clients:
-        if client.test is None:
-            continue
-        scores = [score(m.predict_proba(client.test.inputs), client.test.labels) for m in server.cluster_models]
-        if client.id in own:
-            k = own[client.id]
-            result.append(Measurement(round, "cluster", client.id, *scores[k], model=k))
+    for n, (id, _) in enumerate(tests):
+        scores = [scores[n] for scores in by_model]
+        if id in own:
+            k = own[id]
+            result.append(Measurement(round, "cluster", id, *scores[k], model=k))
         best = max(range(len(scores)), key=lambda k: (scores[k].top1, -k))
-        result.append(Measurement(round, "oracle", client.id, *scores[best], model=best))
+        result.append(Measurement(round, "oracle", id, *scores[best], model=best))
     return result
+
+
+def _score_all(job: tuple[Learner, Sequence[EvaluationSet]]) -> list[Score]:
+    model, tests = job
+    return [score(model.predict_proba(test.inputs), test.labels) for test in tests]
 
 
 def _of_baseline(event: Event) -> bool:
@@ -187,22 +292,3 @@ class _Log:
             self.history.append(event)
         for callback in self.callbacks:
             callback(event)
-
-    def take(self, measurements: list[Measurement]) -> None:
-        for measurement in measurements:
-            self(measurement)
-        measurements.clear()
-
-
-@dataclass
-class _named:  # noqa: N801 (reads as a word at its use)
-    """Adds to an error whose it is."""
-
-    client: ClientId
-    round: int
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            error.add_note(f"in round {self.round}, at client {self.client!r}")

@@ -62,6 +62,7 @@ class RefitLearner(ABC):
         self._n_classes = 0
         self._classes: IntArray | None = None
         self._model: Any = None
+        self._packed: bytes | None = None  # the model as bytes, where it is not unpacked yet: often it never has to be
         self._memory: dict[str, npt.NDArray[Any]] = {}
 
     @abstractmethod
@@ -109,13 +110,13 @@ class RefitLearner(ABC):
         if len(classes) == 1:
             result[:, classes[0]] = 1
         elif len(inputs):
-            result[:, classes] = self._probabilities(self._model, _flat(inputs))
+            result[:, classes] = self._probabilities(self._unpacked(), _flat(inputs))
         return result
 
     def state(self) -> State:
         """Return the model as bytes and, under ``training.``, the samples that the next refit needs."""
         classes = self._learned()
-        model = b"" if len(classes) == 1 else self._to_bytes(self._model)
+        model = b"" if len(classes) == 1 else self._packed or self._to_bytes(self._model)
         return {
             "model": np.frombuffer(model, np.uint8),
             "classes": classes,
@@ -125,11 +126,15 @@ class RefitLearner(ABC):
 
     def restore(self, state: State) -> None:
         """Become the learner that returned `state`, which has to come from this party (see `cosmosfl.load`)."""
-        model = state["model"].tobytes()
-        self._model = self._from_bytes(model) if model else None
+        self._model, self._packed = None, state["model"].tobytes() or None
         self._classes = state["classes"].astype(np.int64)
         self._n_classes = int(state["n_classes"])
         self._memory = {k.removeprefix(TRAINING_PREFIX): v for k, v in state.items() if k.startswith(TRAINING_PREFIX)}
+
+    def _unpacked(self) -> Any:
+        if self._packed is not None:
+            self._model, self._packed = self._from_bytes(self._packed), None
+        return self._model
 
     def _learned(self) -> IntArray:
         if self._classes is None:
@@ -157,7 +162,7 @@ class RefitLearner(ABC):
         if not self._takes_weights():
             x, y = _repeat_by_weight(x, y, w)
         self._classes, encoded = np.unique(y, return_inverse=True)
-        self._model = None  # one class needs no model
+        self._model = self._packed = None  # one class needs no model
         if len(self._classes) > 1:
             self._model = self._train(x, encoded, w if self._takes_weights() else None, rng)
 

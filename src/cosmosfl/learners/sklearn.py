@@ -65,8 +65,8 @@ class SklearnLearner(RefitLearner):
         """Return the learner that returned `state`, where nobody has its estimator any more."""
         learner = cls(DummyClassifier())
         learner.restore(state)
-        if learner._model is not None:
-            learner.estimator = clone(learner._model)
+        if (model := learner._unpacked()) is not None:
+            learner.estimator = clone(model)
         return learner
 
     def _takes_weights(self) -> bool:

@@ -9,12 +9,13 @@ predictions, the server's models go on learning, and so do the clients.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from cosmosfl.clustering import (
     Aggregation,
@@ -27,40 +28,25 @@ from cosmosfl.clustering import (
 )
 from cosmosfl.data.sets import FloatArray, PublicSet
 from cosmosfl.learners.torch import TorchLearner
-from cosmosfl.protocol import (
-    Client,
-    ClientId,
-    ClientSide,
-    Clustering,
-    InvalidMessageError,
-    Learner,
-    Message,
-    Method,
-    Rejection,
-    ServerSide,
-    Task,
-    check_probabilities,
-)
+from cosmosfl.methods.predictions import PredictionMethod, Predictions, PredictionServer, PseudoLabels, TeacherLabels
+from cosmosfl.protocol import ClientId, Clustering, Learner, Task, check_probabilities
 from cosmosfl.randomness import stream
 
 
-@dataclass(frozen=True, eq=False)
-class TeacherLabels(Message):
-    """Server to client. Q_k (m, C) of the client's cluster in this `round`; None in the message that opens a run."""
+class MeanAccumulator:  # TEMP
+    def __init__(self):
+        self.s, self.n = 0.0, 0
 
-    round: int
-    probabilities: FloatArray | None
+    def add(self, p):
+        self.s = self.s + p.astype(np.float64)
+        self.n += 1
 
-
-@dataclass(frozen=True, eq=False)
-class PseudoLabels(Message):
-    """Client to server. P_i (m, C): the client's class probabilities on the public set, in this `round`."""
-
-    round: int
-    probabilities: FloatArray
+    def result(self):
+        m = self.s / self.n
+        return (m / m.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-class Cosmos(Method):
+class Cosmos(PredictionMethod):
     """The method's hyper-parameters. ``Cosmos(...).fit(clients, public, rounds)`` runs it.
 
     Parameters
@@ -91,97 +77,51 @@ class Cosmos(Method):
     distance: Metric = "cosine"
     aggregation: Aggregation = "mean"
     server_epochs: PositiveInt = 5
-    distill_epochs: NonNegativeInt = 5
-
-    def client_side(self, client: Client, public: PublicSet, task: Task) -> CosmosClient:
-        """Return what `client` does."""
-        return CosmosClient(self, client, public, task)
 
     def server_side(self, public: PublicSet, task: Task) -> CosmosServer:
         """Return what the server does."""
         return CosmosServer(self, public, task)
 
 
-class CosmosClient(ClientSide[TeacherLabels, PseudoLabels]):
-    """Learns from the teacher, then from its own data, then predicts."""
-
-    def __init__(self, method: Cosmos, client: Client, public: PublicSet, task: Task) -> None:
-        super().__init__(client, public, task)
-        self.method = method
-
-    def step(self, message: TeacherLabels) -> PseudoLabels:
-        """Distil the last round's teacher labels, train on the private set, return P_i."""
-        round = message.round
-        if message.probabilities is not None:
-            self.finish(message)
-            round += 1
-        self.fit(round, self.method.local_epochs)
-        self.measure(round, "client_after_fit")
-        return PseudoLabels(round, self.predict(self.public.inputs))
-
-    def finish(self, message: TeacherLabels) -> None:
-        """Distil the teacher labels."""
-        if message.probabilities is None:
-            return
-        shape = (len(self.public), self.task.n_classes)
-        labels = check_probabilities(message.probabilities, shape=shape, source="server: teacher labels")
-        self.distill(message.round, self.public.inputs, labels, self.method.distill_epochs)
-        self.measure(message.round, "client")
-
-
-class CosmosServer(ServerSide[TeacherLabels, PseudoLabels]):
+class CosmosServer(PredictionServer):
     """Clusters the clients once, then trains one model per cluster in every round."""
 
     def __init__(self, method: Cosmos, public: PublicSet, task: Task) -> None:
         super().__init__(public, task)
         self.method = method
 
-    def open(self, clients: Sequence[ClientId]) -> Mapping[ClientId, TeacherLabels]:
-        """Ask everyone for a first training."""
-        return dict.fromkeys(clients, TeacherLabels(0, None))
-
-    def step(self, uplinks: Mapping[ClientId, PseudoLabels]) -> Mapping[ClientId, TeacherLabels]:
+    def step(self, uplinks: Iterable[tuple[ClientId, PseudoLabels]]) -> Mapping[ClientId, TeacherLabels]:
         """Cluster (in the first round), train the cluster models, return Q_k to each member."""
-        accepted = self.accept(uplinks)
         if self.clustering is None:
-            self.clustering = self.cluster(accepted)
+            predictions = self.gathered(uplinks)
+            self.clustering = self.cluster(predictions)
             self.cluster_models = [copy.deepcopy(self.teacher()) for _ in self.clustering.clusters]
-        downlinks: dict[ClientId, TeacherLabels] = {}
-        for k, members in enumerate(self.clustering.clusters):
-            present = [accepted[i] for i in members if i in accepted]
-            if not present:
-                continue
-            target = aggregate(present, self.method.aggregation)
-            rng = stream(self.task.seed, "server", members[0], self.round)
-            self.cluster_models[k].distill(self.public.inputs, target, epochs=self.method.server_epochs, rng=rng)
-            answer = TeacherLabels(self.round, self.predict(k))
-            downlinks |= dict.fromkeys(members, answer)
-        self.round += 1
-        return downlinks
-
-    def accept(self, uplinks: Mapping[ClientId, PseudoLabels]) -> dict[ClientId, FloatArray]:
-        """Return the predictions that are what was agreed on, by client in sorted order; record the others."""
-        shape = (len(self.public), self.task.n_classes)
-        accepted = {}
-        for client in sorted(uplinks):
-            source = f"client {client!r}: pseudo-labels"
-            try:
-                if uplinks[client].round != self.round:
-                    raise InvalidMessageError(f"{source} are of round {uplinks[client].round}; expected {self.round}")
-                accepted[client] = check_probabilities(uplinks[client].probabilities, shape=shape, source=source)
-            except InvalidMessageError as error:
-                self.rejections.append(Rejection(self.round, client, str(error)))
-        if not accepted:
-            raise InvalidMessageError(
-                f"round {self.round}: none of {len(uplinks)} messages was accepted; "
-                + "; ".join(r.reason for r in self.rejections if r.round == self.round)
+            targets = self._compared(predictions)
+        elif self.method.aggregation == "mean":
+            targets = self._accumulated(uplinks)
+        else:
+            targets = self._compared(self.gathered(uplinks))
+        lessons = [
+            Lesson(
+                self.cluster_models[k],
+                self.public,
+                target,
+                self.method.server_epochs,
+                stream(self.task.seed, "server", self.clustering.clusters[k][0], self.round),
+                f"cluster model {k}",
             )
-        return accepted
+            for k, target in targets.items()
+        ]
+        downlinks: dict[ClientId, TeacherLabels] = {}
+        for k, (model, labels) in zip(targets, self.map(teach, lessons), strict=True):
+            self.cluster_models[k] = model
+            downlinks |= dict.fromkeys(self.clustering.clusters[k], TeacherLabels(self.round, labels))
+        self.round += 1
+        return {**self.asked_again(), **downlinks}
 
-    def cluster(self, predictions: Mapping[ClientId, FloatArray]) -> Clustering:
+    def cluster(self, predictions: Predictions) -> Clustering:
         """Phase 1, step 2: distances, threshold, greedy elimination."""
-        clients = tuple(predictions)
-        P = np.stack(list(predictions.values()))
+        clients, P = tuple(predictions.clients), predictions.array()
         distances = pairwise_distances(P, self.method.distance)
         if self.method.n_clusters is not None:
             threshold = threshold_for(distances, self.method.n_clusters)
@@ -192,14 +132,73 @@ class CosmosServer(ServerSide[TeacherLabels, PseudoLabels]):
         clusters = tuple(tuple(clients[i] for i in members) for members in greedy_clusters(distances, threshold))
         return Clustering(clients, distances, self.method.distance, threshold, clusters)
 
+    def _compared(self, predictions: Predictions) -> dict[int, FloatArray]:
+        """Return the target of each cluster from all predictions at once."""
+        assert self.clustering is not None
+        P, row = predictions.array(), {id: n for n, id in enumerate(predictions.clients)}
+        targets = {}
+        for k, members in enumerate(self.clustering.clusters):
+            if present := [row.pop(id) for id in members if id in row]:
+                targets[k] = aggregate(P[present], self.method.aggregation)
+        for client, n in row.items():
+            self._place(client, P[n].astype(np.float32), targets)
+        return targets
+
+    def _accumulated(self, uplinks: Iterable[tuple[ClientId, PseudoLabels]]) -> dict[int, FloatArray]:
+        """Return the mean of each cluster's members, with one client's predictions in memory at a time."""
+        assert self.clustering is not None
+        own = {id: k for k, members in enumerate(self.clustering.clusters) for id in members}
+        means: dict[int, MeanAccumulator] = defaultdict(MeanAccumulator)
+        newcomers = {}
+        for client, probabilities in self.accepted(uplinks):
+            if client in own:
+                means[own[client]].add(probabilities)
+            else:
+                newcomers[client] = probabilities
+        targets = {k: mean.result() for k, mean in sorted(means.items())}
+        for client, probabilities in newcomers.items():
+            self._place(client, probabilities, targets)
+        return targets
+
+    def _place(self, client: ClientId, probabilities: FloatArray, targets: dict[int, FloatArray]) -> None:
+        """Put a client that the clusters do not know into the nearest one, or a new one where none is within B0."""
+        assert self.clustering is not None
+        known = list(targets)
+        distances = pairwise_distances(np.stack([probabilities, *targets.values()]), self.method.distance)[0, 1:]
+        clusters = list(self.clustering.clusters)
+        if known and distances.min() <= self.clustering.threshold:
+            k = known[int(distances.argmin())]
+            clusters[k] = (*clusters[k], client)
+        else:
+            targets[len(clusters)] = probabilities
+            clusters.append((client,))
+            self.cluster_models.append(copy.deepcopy(self.teacher()))
+        self.clustering = replace(self.clustering, clusters=tuple(clusters))
+
     def teacher(self) -> Learner:
         """Return the model that every cluster starts from."""
         if self.method.teacher is not None:
             return self.method.teacher
         return TorchLearner("cnn-s" if self.public.inputs.ndim == 4 else "mlp")
 
-    def predict(self, k: int) -> FloatArray:
-        """Return Q_k (m, C)."""
-        shape = (len(self.public), self.task.n_classes)
-        probabilities = self.cluster_models[k].predict_proba(self.public.inputs)
-        return check_probabilities(probabilities, shape=shape, source=f"cluster model {k}: predict_proba")
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one cluster model is to learn: all that a worker has to know of it."""
+
+    model: Learner
+    public: PublicSet
+    target: FloatArray
+    epochs: int
+    rng: np.random.Generator
+    name: str
+
+
+def teach(lesson: Lesson) -> tuple[Learner, FloatArray]:
+    """Train a cluster model on the public set; return it with its predictions Q_k (m, C) there."""
+    model, inputs = lesson.model, lesson.public.inputs
+    model.distill(inputs, lesson.target, epochs=lesson.epochs, rng=lesson.rng)
+    labels = check_probabilities(
+        model.predict_proba(inputs), shape=lesson.target.shape, source=f"{lesson.name}: predict_proba"
+    )
+    return model, labels

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from cosmosfl.data.sets import PublicSet
 from cosmosfl.protocol import Client, ClientId, ClientSide, Message, Method, ServerSide, Task
@@ -42,13 +44,13 @@ class LocalClient(ClientSide[Nothing, Nothing]):
     def __init__(self, method: Local, client: Client, public: PublicSet, task: Task) -> None:
         super().__init__(client, public, task)
         self.method = method
-        self.round = 0
 
     def step(self, message: Nothing) -> Nothing:
         """Train; without a second moment in the round, the model after it is also the one to deploy."""
-        self.fit(self.round, self.method.local_epochs)
-        self.measure(self.round, "local", "client_after_fit", "client")
-        self.round += 1
+        round = int(self.memory.get("round", 0))
+        self.fit(round, self.method.local_epochs)
+        self.measure(round, "local", "client_after_fit", "client")
+        self.memory["round"] = np.array(round + 1)
         return Nothing()
 
 
@@ -59,6 +61,6 @@ class LocalServer(ServerSide[Nothing, Nothing]):
         """Let everyone begin."""
         return dict.fromkeys(clients, Nothing())
 
-    def step(self, uplinks: Mapping[ClientId, Nothing]) -> Mapping[ClientId, Nothing]:
+    def step(self, uplinks: Iterable[tuple[ClientId, Nothing]]) -> Mapping[ClientId, Nothing]:
         """Let everyone go on."""
-        return dict.fromkeys(uplinks, Nothing())
+        return dict(uplinks)

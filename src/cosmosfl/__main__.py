@@ -1,0 +1,5 @@
+"""``python -m cosmosfl``: the command line."""
+
+from cosmosfl.cli import main
+
+main()

@@ -1,0 +1,128 @@
+"""Independent jobs in worker processes, or one after the other in this one; joblib does the work."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, cast
+
+import joblib
+import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from threadpoolctl import threadpool_limits
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process ended without an answer, twice: it was killed, ran out of memory, or crashed."""
+
+
+def n_workers(workers: int | Literal["auto"], n_jobs: int) -> int:
+    """Return the number of processes: as asked, or one per CPU that this process may use; never more than jobs.
+
+    On a machine with a GPU ``"auto"`` is one.
+
+    Raises
+    ------
+    ValueError
+        If `workers` is neither ``"auto"`` nor a number of at least 1.
+    """
+    if workers == "auto":
+        workers = 1 if torch.cuda.is_available() else joblib.cpu_count()
+    elif isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers: {workers!r}; expected a number of at least 1, or 'auto'")
+    return max(1, min(workers, n_jobs))
+
+
+class Pool:
+    """Runs functions over items; use it in a ``with`` statement.
+
+    Parameters
+    ----------
+    workers
+        Number of processes; with 1 everything runs in this process.
+    threads
+        Threads of each of them, this one included, so that results do not depend on `workers`.
+
+    Notes
+    -----
+    Functions, items and results are pickled (with cloudpickle, so that lambdas and classes of a notebook do). Arrays
+    of a megabyte or more are written to disk once and memory-mapped, read-only, by the workers. The processes stay
+    for the next pool for a while, since starting them takes seconds.
+    """
+
+    def __init__(self, workers: int, threads: int = 1) -> None:
+        self.workers = workers
+        self.threads = threads
+        self._parallel: joblib.Parallel | None = None
+
+    def __enter__(self) -> Self:
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        self._limits = threadpool_limits(self.threads)
+        if self.workers > 1:
+            with joblib.parallel_config("loky", inner_max_num_threads=self.threads):
+                self._parallel = joblib.Parallel(self.workers, return_as="generator", max_nbytes="1M", mmap_mode="r")
+            self._parallel.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._parallel is not None:
+            self._parallel.__exit__(kind, error, at)
+            self._parallel = None
+        self._limits.restore_original_limits()
+        torch.set_num_threads(self._threads_before)
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> list[Result]:
+        """Return the list of ``function(item)``, in order."""
+        return list(self.imap(function, items, [f"job {n}" for n in range(len(items))]))
+
+    def imap(self, function: Callable[[Item], Result], items: Sequence[Item], names: Sequence[str]) -> Iterator[Result]:
+        """Yield ``function(item)`` in order, each as soon as it and those before it are there.
+
+        An error of `function` is raised as it is. If a worker dies, the jobs that were under way are done again one
+        at a time.
+
+        Raises
+        ------
+        WorkerDiedError
+            If one of them lets its worker die again; the message has its name.
+        """
+        if self._parallel is None:
+            yield from map(function, items)
+            return
+        done = 0
+        while done < len(items):
+            try:
+                for result in self._run(function, items[done:]):
+                    done += 1
+                    yield result
+            except TerminatedWorkerError:
+                for _ in range(min(2 * self.workers, len(items) - done)):  # joblib hands out two jobs per worker
+                    yield self._alone(function, items[done], names[done])
+                    done += 1
+
+    def _alone(self, function: Callable[[Item], Result], item: Item, name: str) -> Result:
+        try:
+            return next(self._run(function, [item]))
+        except TerminatedWorkerError as error:
+            raise WorkerDiedError(
+                f"{name}: its worker process died, and again when it ran alone; it may have run out of memory or been "
+                "killed"
+            ) from error
+
+    def _run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        assert self._parallel is not None
+        jobs = (joblib.delayed(_in_worker)(self.threads, function, item) for item in items)
+        try:
+            yield from cast(Iterator[Result], self._parallel(jobs))
+        except pickle.PicklingError as error:
+            raise ValueError(f"workers: {self.workers}; {error}. With one worker nothing is pickled") from error
+
+
+def _in_worker(threads: int, function: Callable[[Any], Result], item: Any) -> Result:
+    torch.set_num_threads(threads)
+    return function(item)

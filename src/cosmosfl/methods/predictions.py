@@ -1,0 +1,179 @@
+"""What methods that exchange predictions share: two messages, the client's side, and the server's door."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import NonNegativeInt
+
+from cosmosfl.data.sets import FloatArray, PublicSet
+from cosmosfl.protocol import (
+    Client,
+    ClientId,
+    ClientSide,
+    InvalidMessageError,
+    Message,
+    Method,
+    Rejection,
+    ServerSide,
+    Task,
+    check_probabilities,
+)
+
+LARGE = 2**28
+"""Bytes of predictions from which they are kept in a file instead of in memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherLabels(Message):
+    """Server to client. Soft labels (m, C) on the public set, of this `round`; None asks for a first training only."""
+
+    round: int
+    probabilities: FloatArray | None
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoLabels(Message):
+    """Client to server. P_i (m, C): the client's class probabilities on the public set, in this `round`."""
+
+    round: int
+    probabilities: FloatArray
+
+
+class PredictionMethod(Method):
+    """Hyper-parameters that methods with an exchange of predictions have in common.
+
+    Parameters
+    ----------
+    local_epochs, distill_epochs
+        Epochs of a client on its private set, and on the public set with the server's labels, in each round.
+    """
+
+    distill_epochs: NonNegativeInt = 5
+
+    def client_side(self, client: Client, public: PublicSet, task: Task) -> PredictionClient:
+        """Return what `client` does."""
+        return PredictionClient(self, client, public, task)
+
+
+class PredictionClient(ClientSide[TeacherLabels, PseudoLabels]):
+    """Learns from the server's labels, then from its own data, then predicts."""
+
+    def __init__(self, method: PredictionMethod, client: Client, public: PublicSet, task: Task) -> None:
+        super().__init__(client, public, task)
+        self.method = method
+
+    def step(self, message: TeacherLabels) -> PseudoLabels:
+        """Distil the last round's labels, train on the private set, return P_i."""
+        round = message.round
+        if message.probabilities is not None:
+            self.finish(message)
+            round += 1
+        self.fit(round, self.method.local_epochs)
+        self.measure(round, "client_after_fit")
+        return PseudoLabels(round, self.predict(self.public.inputs))
+
+    def finish(self, message: TeacherLabels) -> None:
+        """Distil the labels."""
+        if message.probabilities is None:
+            return
+        shape = (len(self.public), self.task.n_classes)
+        labels = check_probabilities(message.probabilities, shape=shape, source="server: teacher labels")
+        self.distill(message.round, self.public.inputs, labels, self.method.distill_epochs)
+        self.measure(message.round, "client")
+
+
+class PredictionServer(ServerSide[TeacherLabels, PseudoLabels]):
+    """Opens the exchange and checks what comes. Subclasses write `step`."""
+
+    clients: tuple[ClientId, ...] = ()
+
+    def open(self, clients: Sequence[ClientId]) -> Mapping[ClientId, TeacherLabels]:
+        """Ask everyone for a first training."""
+        self.clients = tuple(clients)
+        return self.asked_again()
+
+    def asked_again(self) -> dict[ClientId, TeacherLabels]:
+        """Return a message that asks for a training and predictions only, for those that there are no labels for."""
+        return dict.fromkeys(self.clients, TeacherLabels(self.round, None))
+
+    def accepted(self, uplinks: Iterable[tuple[ClientId, PseudoLabels]]) -> Iterator[tuple[ClientId, FloatArray]]:
+        """Yield the predictions that are what was agreed on; record the others.
+
+        Raises
+        ------
+        InvalidMessageError
+            At the end, if there was none.
+        """
+        shape = (len(self.public), self.task.n_classes)
+        n_received = n_accepted = 0
+        for client, message in uplinks:
+            n_received += 1
+            source = f"client {client!r}: pseudo-labels"
+            try:
+                if message.round != self.round:
+                    raise InvalidMessageError(f"{source} are of round {message.round}; expected {self.round}")
+                probabilities = check_probabilities(message.probabilities, shape=shape, source=source)
+            except InvalidMessageError as error:
+                self.rejections.append(Rejection(self.round, client, str(error)))
+                continue
+            n_accepted += 1
+            yield client, probabilities
+        if not n_accepted:
+            raise InvalidMessageError(
+                f"round {self.round}: none of {n_received} messages was accepted; "
+                + "; ".join(r.reason for r in self.rejections if r.round == self.round)
+            )
+
+    def gathered(self, uplinks: Iterable[tuple[ClientId, PseudoLabels]]) -> Predictions:
+        """Return all accepted predictions at once, for methods that compare them, in the order of the clients' ids."""
+        result = Predictions((len(self.public), self.task.n_classes))
+        for client, probabilities in self.accepted(uplinks):
+            result.add(client, probabilities)
+        return result
+
+
+class Predictions:
+    """Predictions (n, m, C) of many clients in half precision; in a temporary file when they are many.
+
+    Parameters
+    ----------
+    shape
+        (m, C), of one client.
+
+    Attributes
+    ----------
+    clients
+        Ids, in the order of the first axis.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.clients: list[ClientId] = []
+        self._shape = shape
+        self._parts: list[npt.NDArray[np.float16]] = []
+        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+
+    def add(self, client: ClientId, probabilities: FloatArray) -> None:
+        """Keep the predictions of one more client."""
+        self.clients.append(client)
+        half = probabilities.astype(np.float16)
+        if self._file is None and half.nbytes * len(self.clients) > LARGE:
+            self._file = tempfile.NamedTemporaryFile(prefix="cosmosfl-predictions-")  # noqa: SIM115 (ends with this object)
+            for part in self._parts:
+                self._file.write(part.tobytes())
+            self._parts.clear()
+        if self._file is None:
+            self._parts.append(half)
+        else:
+            self._file.write(half.tobytes())
+
+    def array(self) -> npt.NDArray[np.float16]:
+        """Return (n, m, C), read-only if it lies in a file."""
+        if self._file is None:
+            return np.stack(self._parts)
+        self._file.flush()
+        return np.memmap(self._file.name, np.float16, mode="r", shape=(len(self.clients), *self._shape))
