@@ -144,11 +144,14 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """What crosses the wire. Subclasses are frozen dataclasses of arrays, integers, floats, strings and None."""
+    """What crosses the wire.
+
+    Subclasses are frozen dataclasses of arrays, mappings of names to arrays, integers, floats, strings and None.
+    """
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes: arrays as they are, 8 for a number, UTF-8 for a string, nothing for None."""
+        """Size in bytes: arrays as they are, 8 for a number, UTF-8 for a string, nothing for None or for names."""
         return sum(_nbytes(getattr(self, field.name)) for field in fields(self))
 
 
@@ -158,11 +161,13 @@ def _nbytes(value: object) -> int:
             return 0
         case np.ndarray():
             return value.nbytes
+        case Mapping() if all(isinstance(part, np.ndarray) for part in value.values()):
+            return sum(part.nbytes for part in value.values())
         case int() | float():
             return 8
         case str():
             return len(value.encode())
-    raise TypeError(f"message field of type {type(value).__name__}; expected an array, a number, a string or None")
+    raise TypeError(f"message field of type {type(value).__name__}; expected arrays, a number, a string or None")
 
 
 class InvalidMessageError(ValueError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -169,19 +170,44 @@ class TorchLearner:
         return self._module
 
     def fit(
-        self, inputs: InputArray, labels: IntArray, *, n_classes: int, epochs: int, rng: np.random.Generator
+        self,
+        inputs: InputArray,
+        labels: IntArray,
+        *,
+        n_classes: int,
+        epochs: int,
+        rng: np.random.Generator,
+        penalty: Callable[[nn.Module], Tensor] | None = None,
+        trainable: Callable[[str], bool] | None = None,
     ) -> None:
-        """Train on hard labels with cross-entropy, starting from what was learned before."""
-        self._build(inputs.shape[1:], n_classes, rng)
+        """Train on hard labels with cross-entropy, starting from what was learned before.
+
+        Parameters
+        ----------
+        penalty
+            Added to the loss of every batch, such as the proximal term of FedProx.
+        trainable
+            Says of a parameter's name whether it is trained; by default all are.
+        """
+        self.build(inputs.shape[1:], n_classes, rng)
 
         def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(self._logits(module, x), y, label_smoothing=self.label_smoothing)
+            value = F.cross_entropy(self._logits(module, x), y, label_smoothing=self.label_smoothing)
+            return value if penalty is None else value + penalty(module)
 
-        self._train(inputs, torch.from_numpy(labels), loss, self.learning_rate, None, epochs, rng)
+        named = dict(self.module.named_parameters())
+        frozen = [p for name, p in named.items() if p.requires_grad and trainable is not None and not trainable(name)]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            self._train(inputs, torch.from_numpy(labels), loss, self.learning_rate, None, epochs, rng)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
     def distill(self, inputs: InputArray, probabilities: FloatArray, *, epochs: int, rng: np.random.Generator) -> None:
         """Train on soft labels: ``KL(p^(T) || g(x)) + λ · consistency`` (the paper's server loss; clients: λ = 0)."""
-        self._build(inputs.shape[1:], probabilities.shape[1], rng)
+        self.build(inputs.shape[1:], probabilities.shape[1], rng)
         departures = self.departures
 
         def loss(module: nn.Module, x: Tensor, p: Tensor) -> Tensor:
@@ -213,23 +239,36 @@ class TorchLearner:
 
     def state(self) -> State:
         """Return the module's parameters and buffers, and the shapes it was built for."""
-        arrays = {_MODULE + k: v.detach().cpu().numpy().copy() for k, v in self.module.state_dict().items()}
         return {
-            **arrays,
+            **{_MODULE + k: v for k, v in self.weights().items()},
             "n_classes": np.array(self._n_classes),
             "input_shape": np.array(self._input_shape, dtype=np.int64),
         }
 
     def restore(self, state: State) -> None:
         """Load what `state` returned; the learner has to have been made with the same model."""
-        self._build(tuple(int(n) for n in state["input_shape"]), int(state["n_classes"]), np.random.default_rng(0))
-        arrays = {k.removeprefix(_MODULE): torch.from_numpy(v) for k, v in state.items() if k.startswith(_MODULE)}
-        self.module.load_state_dict(arrays)
+        self.build(tuple(int(n) for n in state["input_shape"]), int(state["n_classes"]), np.random.default_rng(0))
+        self.load_weights({k.removeprefix(_MODULE): v for k, v in state.items() if k.startswith(_MODULE)})
+
+    def weights(self) -> dict[str, npt.NDArray[Any]]:
+        """Return copies of the module's parameters and buffers, by name."""
+        return {k: v.detach().cpu().numpy().copy() for k, v in self.module.state_dict().items()}
+
+    def load_weights(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take over what `weights` returned, all of it or some."""
+        arrays = {k: torch.from_numpy(np.require(v, requirements=["C", "W"])) for k, v in weights.items()}
+        if unknown := self.module.load_state_dict(arrays, strict=False).unexpected_keys:
+            raise ValueError(f"{self!r}: the module has no {', '.join(unknown)}")
         self.module.eval()
 
-    # --- how it is done ---
+    def build(self, input_shape: tuple[int, ...], n_classes: int, rng: np.random.Generator) -> None:
+        """Make the module, initialised from `rng`, if there is none yet; `fit` and `distill` do so themselves.
 
-    def _build(self, input_shape: tuple[int, ...], n_classes: int, rng: np.random.Generator) -> None:
+        Raises
+        ------
+        ValueError
+            If the module does not map inputs of this shape to one logit per class, or was built for other shapes.
+        """
         if self._module is None:
             drawn = draw_seed(rng)  # in any case, for what comes after not to depend on where the seed is from
             given = self.departures.initial_seed
@@ -253,6 +292,8 @@ class TorchLearner:
                 f"{self._n_classes}, as in the call before"
             )
 
+    # --- how it is done ---
+
     def _train(
         self,
         inputs: InputArray,
@@ -271,7 +312,7 @@ class TorchLearner:
             self._tensor(inputs),
             targets.to(self.device),
             loss,
-            make(self.module.parameters(), learning_rate),
+            make((p for p in self.module.parameters() if p.requires_grad), learning_rate),
             epochs=epochs,
             batch_size=self.batch_size,
             rng=rng,
