@@ -131,3 +131,10 @@ def test_the_demonstration_has_its_golden_numbers(tmp_path):
         {"local": 75.1, "client_after_fit": 83.3, "client": 87.6, "cluster": 88.4, "oracle": 88.4}, abs=1.0
     )
     assert len(summary["accuracy"]["client"]["per_client"]) == 10
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tmp_path):
+    result = cosmosfl("run", *QUICK, "--dry-run", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "up a client and round" in result.output
+    assert not (tmp_path / "run").exists()

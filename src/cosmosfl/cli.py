@@ -100,6 +100,9 @@ def run(
         Path | None, typer.Option("--out", "-o", help="Run directory.  [default: a new one in runs/]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps, say what the run would cost, and stop.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the run directory only.")] = False,
 ) -> None:
     """Run a federation on this machine. Without options: ten clients with digits, four kinds of models.
@@ -123,6 +126,12 @@ def run(
         }
         resolved = _resolve(options, set, config, preset)
         federation = build_federation(resolved)
+        if dry_run:
+            from cosmosfl.console import cost_table
+            from cosmosfl.cost import estimate
+
+            out.print(cost_table(estimate(resolved, federation)))
+            return
         where = out_dir or _new_directory(resolved.dataset.name, resolved.method.name)
         directory = RunDirectory.create(where, resolved.to_dict(), overwrite=overwrite)
         if not quiet:

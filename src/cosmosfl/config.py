@@ -155,7 +155,7 @@ class TorchConfig(Section):
     consistency: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | Literal["none"] = 1.0
     augment: Literal["none", "flip-crop"] = "none"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
 
     def learner(self, model: str, departures: Departures | None = None) -> Learner:
         """Return a learner of this name; the training settings and departures go to torch models only."""

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cosmosfl.cost import Cost
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import ClientDone, Event, PhaseStarted, Started
 from cosmosfl.report.holdings import FEW_CLASSES, Holdings
@@ -128,6 +129,48 @@ def outcome_table(run: Run) -> Table | None:
     add("mean", "", "", before.mean if before else None, after.mean, "bold")
     add("worst client", "", "", before.min if before else None, after.min)
     return table
+
+
+def cost_table(cost: Cost) -> Table:
+    """Return what a run would cost, as a table to print."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    table.add_row("time", _duration(cost.seconds), f"with {cost.workers} worker{'s' * (cost.workers > 1)}, estimated")
+    table.add_row("  clients", _duration(cost.clients), "training, prediction, tests")
+    if cost.clusters:
+        table.add_row("  server", _duration(cost.server), f"for {cost.clusters} cluster{'s' * (cost.clusters > 1)}")
+    if cost.baseline:
+        table.add_row("  clients alone", _duration(cost.baseline), "the local baseline")
+    for kind, (n, speed) in cost.speeds.items():
+        name = "cluster model" if kind == "server" else f"{n} × {kind.partition('(')[2].removesuffix(')') or kind}"
+        table.add_row(
+            f"  {name}", f"{1000 * speed.train:.2f} ms", f"a sample trained, {1000 * speed.predict:.2f} predicted"
+        )
+    table.add_row("traffic", _size(cost.exchanges * (cost.uplink + cost.downlink)), "in all")
+    table.add_row("", _size(cost.uplink), "up a client and round")
+    table.add_row("", _size(cost.downlink), "down a client and round")
+    table.add_row("memory", _size(cost.memory), "all processes together")
+    table.add_row("disk", _size(cost.disk), "client states")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = seconds / 60
+    if minutes < 100:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.0f} h" if minutes < 6000 else f"{minutes / 60 / 24:.0f} days"
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} GiB"
 
 
 def holdings_table(holdings: Holdings) -> Table:

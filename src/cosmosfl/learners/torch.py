@@ -61,6 +61,14 @@ class Departures:
     initial_seed: int | None = None
 
 
+def supports_bfloat16(device: str) -> bool:
+    """Say whether a device computes in bfloat16 natively: a GPU since Ampere, a CPU with AVX-512 BF16 or AMX."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest supported torch
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 class TorchLearner:
     """A PyTorch module that can fit, distil and predict.
 
@@ -94,8 +102,9 @@ class TorchLearner:
         Applied to each training batch afresh: ``"flip-crop"`` (`cosmosfl.distillation.flip_crop`),
         ``f(inputs, generator) -> inputs``, or None for none.
     precision
-        Of the forward pass in training and prediction. ``"bfloat16"`` is faster where the processor knows it; weights,
-        losses and optimiser stay in float32.
+        Of the forward pass in training and prediction; weights, losses and optimiser stay in float32. ``"bfloat16"``
+        is faster where the processor knows it, and ``"auto"`` takes it there (`supports_bfloat16`) and ``"float32"``
+        elsewhere.
     device
         ``"auto"`` takes a GPU where there is one.
     departures
@@ -120,7 +129,7 @@ class TorchLearner:
         consistency_noise: float = 0.05,
         clip_norm: float | None = 1.0,
         augment: Literal["flip-crop"] | Augmentation | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Literal["auto", "float32", "bfloat16"] = "float32",
         device: str = "auto",
         departures: Departures | None = None,
     ) -> None:
@@ -135,8 +144,8 @@ class TorchLearner:
             raise ValueError(f"optimizer: {optimizer!r}; expected one of {', '.join(_OPTIMIZERS)} or a function")
         if isinstance(augment, str) and augment != "flip-crop":
             raise ValueError(f"augment: {augment!r}; expected 'flip-crop', a function or None")
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision: {precision!r}; expected 'float32' or 'bfloat16'")
+        if precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"precision: {precision!r}; expected 'auto', 'float32' or 'bfloat16'")
         self.model = model
         self.learning_rate = learning_rate
         self.distill_learning_rate = learning_rate if distill_learning_rate is None else distill_learning_rate
@@ -148,8 +157,10 @@ class TorchLearner:
         self.consistency_noise = consistency_noise
         self.clip_norm = clip_norm
         self.augment = flip_crop if augment == "flip-crop" else augment
-        self.precision = precision
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if precision == "auto":
+            precision = "bfloat16" if supports_bfloat16(self.device) else "float32"
+        self.precision = precision
         self.departures = departures or Departures()
         self._factory = find_model(model) if isinstance(model, str) else model
         self._module: nn.Module | None = None
