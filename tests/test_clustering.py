@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+from cosmosfl import clustering
 from cosmosfl.clustering import (
     METRICS,
+    MeanAccumulator,
     aggregate,
     auto_threshold,
     cluster_labels,
     cluster_stability,
+    clusters_within,
     greedy_clusters,
+    mean_silhouette,
     pairwise_distances,
     threshold_for,
 )
@@ -177,6 +181,35 @@ def test_threshold_for_an_impossible_number_names_the_nearest():
         threshold_for(D, 5)
 
 
+def test_threshold_for_many_clients_bisects():
+    D = pairwise_distances(grouped_predictions(0, FIVE * 10, m=100))
+    assert len(D) > clustering.SEARCHED
+    for k in (1, 5, len(D)):
+        assert len(greedy_clusters(D, threshold_for(D, k))) == k
+    equal = 1 - np.eye(len(D))
+    with pytest.raises(ValueError, match="no threshold was found that gives 3 clusters; the nearest .* is 1$"):
+        threshold_for(equal, 3)
+
+
+def test_single_precision_distances_give_the_same_clusters():
+    D = random_distances(2, 30)
+    assert greedy_clusters(D.astype(np.float32), 0.2) == greedy_clusters(D, 0.2)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (0, 0)])
+def test_distances_of_a_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"distances: shape .* expected \(clients, clients\)"):
+        greedy_clusters(np.zeros(shape), 0.5)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_clusters_by_projection_are_the_exact_ones(metric):
+    P = grouped_predictions(0, FIVE * 6, m=100).astype(np.float16)
+    D = pairwise_distances(P, metric)
+    for threshold in np.quantile(D, [0.05, 0.15, 0.3]) + 1e-9:  # amid the distances, where ties would be seen
+        assert clusters_within(P, threshold, metric, projection=256) == greedy_clusters(D, threshold)
+
+
 # --- the choice of a threshold ---
 
 TWO = [[0, 1, 2, 3, 4]] * 5 + [[5, 6, 7, 8, 9]] * 5
@@ -227,6 +260,35 @@ def test_auto_joins_clients_that_predict_the_same():
     assert len(greedy_clusters(pairwise_distances(P), auto_threshold(P))) == 1
 
 
+def test_auto_judges_many_clients_by_a_sample(monkeypatch):
+    monkeypatch.setattr(clustering, "SAMPLE", 20)
+    P = grouped_predictions(0, TWO * 6)
+    threshold = auto_threshold(P)
+    assert threshold == auto_threshold(P)
+    assert adjusted_rand_score([str(g) for g in TWO * 6], cluster_labels(clusters_within(P, threshold))) == 1
+    assert len(clusters_within(P, auto_threshold(grouped_predictions(0, ONE * 4)))) == 2  # a threshold of others' data
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_auto_on_a_sample_can_answer_one_cluster_or_everyone_alone(metric, monkeypatch):
+    monkeypatch.setattr(clustering, "SAMPLE", 8)
+    one, alone = grouped_predictions(0, ONE * 3), grouped_predictions(0, ALONE)
+    assert len(clusters_within(one, auto_threshold(one, metric), metric)) == 1
+    assert len(clusters_within(alone, auto_threshold(alone, metric), metric)) == len(ALONE)
+
+
+@given(seed=seeds, n=st.integers(3, 30), k=st.integers(2, 8))
+def test_the_mean_silhouette_is_that_of_scikit_learn(seed, n, k):
+    D = random_distances(seed, n)
+    labels = np.unique(np.random.default_rng(seed).integers(k, size=n), return_inverse=True)[1]
+    if 1 < labels.max() + 1 < n:
+        assert mean_silhouette(D, labels) == pytest.approx(silhouette_score(D, labels, metric="precomputed"))
+
+
+def test_the_mean_silhouette_of_clients_that_are_all_the_same_is_zero():
+    assert mean_silhouette(np.zeros((4, 4)), [0, 0, 1, 1]) == 0
+
+
 def test_stability_tells_firm_pairs_from_loose_ones():
     P = grouped_predictions(0, TWO)
     S = cluster_stability(P, resamples=10, rng=np.random.default_rng(0))
@@ -264,6 +326,33 @@ def test_a_single_member_is_its_own_target():
     P = random_predictions(6, n=1)
     for how in ("mean", "median", "trimmed_mean"):
         np.testing.assert_allclose(aggregate(P, how), P[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_mean_that_is_accumulated_is_the_mean(dtype):
+    P = random_predictions(7, n=300).astype(dtype)
+    mean = MeanAccumulator()
+    for p in P:
+        mean.add(p)
+    np.testing.assert_allclose(mean.result(), aggregate(P, "mean"), rtol=1e-6)
+    assert mean.result().dtype == np.float32
+
+
+@pytest.mark.parametrize("how", ["mean", "median", "trimmed_mean"])
+def test_targets_from_half_precision_do_not_lose_more(how):
+    P = random_predictions(8, n=2000).astype(np.float16)
+    np.testing.assert_allclose(aggregate(P, how), aggregate(P.astype(np.float64), how), rtol=1e-6)
+
+
+def test_bad_arguments_of_the_accumulator_are_named():
+    mean = MeanAccumulator()
+    with pytest.raises(ValueError, match="result: no member's probabilities were added"):
+        mean.result()
+    with pytest.raises(ValueError, match=r"probabilities: shape \(3,\); expected \(samples, classes\)"):
+        mean.add(np.ones(3))
+    mean.add(np.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"probabilities: shape \(2, 2\); expected \(3, 2\)"):
+        mean.add(np.ones((2, 2)))
 
 
 def test_bad_arguments_of_aggregate_are_named():

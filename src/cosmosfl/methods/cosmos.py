@@ -19,6 +19,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from cosmosfl.clustering import (
     Aggregation,
+    MeanAccumulator,
     Metric,
     aggregate,
     auto_threshold,
@@ -31,19 +32,6 @@ from cosmosfl.learners.torch import TorchLearner
 from cosmosfl.methods.predictions import PredictionMethod, Predictions, PredictionServer, PseudoLabels, TeacherLabels
 from cosmosfl.protocol import ClientId, Clustering, Learner, Task, check_probabilities
 from cosmosfl.randomness import stream
-
-
-class MeanAccumulator:  # TEMP
-    def __init__(self):
-        self.s, self.n = 0.0, 0
-
-    def add(self, p):
-        self.s = self.s + p.astype(np.float64)
-        self.n += 1
-
-    def result(self):
-        m = self.s / self.n
-        return (m / m.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 class Cosmos(PredictionMethod):

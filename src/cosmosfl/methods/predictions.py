@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import NonNegativeInt
 
-from cosmosfl.data.sets import FloatArray, PublicSet
+from cosmosfl.data.sets import FloatArray, InputArray, PublicSet
 from cosmosfl.protocol import (
     Client,
     ClientId,
@@ -30,7 +31,10 @@ LARGE = 2**28
 
 @dataclass(frozen=True, eq=False)
 class TeacherLabels(Message):
-    """Server to client. Soft labels (m, C) on the public set, of this `round`; None asks for a first training only."""
+    """Server to client. Soft labels (m, C) on the public set, of this `round`; None asks for a first training only.
+
+    In methods that exchange a part of the public set in each round, here and in `PseudoLabels`, m is that of the part.
+    """
 
     round: int
     probabilities: FloatArray | None
@@ -75,22 +79,91 @@ class PredictionClient(ClientSide[TeacherLabels, PseudoLabels]):
             round += 1
         self.fit(round, self.method.local_epochs)
         self.measure(round, "client_after_fit")
-        return PseudoLabels(round, self.predict(self.public.inputs))
+        return PseudoLabels(round, self.predict(self.exchanged(round)))
 
     def finish(self, message: TeacherLabels) -> None:
         """Distil the labels."""
         if message.probabilities is None:
             return
-        shape = (len(self.public), self.task.n_classes)
-        labels = check_probabilities(message.probabilities, shape=shape, source="server: teacher labels")
-        self.distill(message.round, self.public.inputs, labels, self.method.distill_epochs)
+        self.learn(message)
         self.measure(message.round, "client")
+
+    def learn(self, message: TeacherLabels) -> None:
+        """Distil the labels, once they are checked."""
+        inputs = self.exchanged(message.round)
+        shape = (len(inputs), self.task.n_classes)
+        labels = check_probabilities(message.probabilities, shape=shape, source="server: teacher labels")
+        self.distill(message.round, inputs, labels, self.method.distill_epochs)
+
+    def exchanged(self, round: int) -> InputArray:
+        """Return the public inputs that predictions are exchanged on in this round: here, all."""
+        return self.public.inputs
+
+
+class OfRound(Protocol):
+    """A message that says which round it is of."""
+
+    @property
+    def round(self) -> int: ...  # noqa: D102
+
+
+Answer = TypeVar("Answer", bound=OfRound)
+Content = TypeVar("Content")
+
+
+def accepted(
+    server: ServerSide[Any, Any],
+    uplinks: Iterable[tuple[ClientId, Answer]],
+    check: Callable[[Answer, str], Content],
+    what: str,
+) -> Iterator[tuple[ClientId, Content]]:
+    """Yield the content of messages that are what was agreed on; record the others as rejections of `server`.
+
+    Parameters
+    ----------
+    check
+        ``check(message, source)`` returns the content, or raises `InvalidMessageError`.
+    what
+        What the messages hold, for the errors.
+
+    Raises
+    ------
+    InvalidMessageError
+        At the end, if there was none.
+    """
+    n_received = n_accepted = 0
+    for client, message in uplinks:
+        n_received += 1
+        source = f"client {client!r}: {what}"
+        try:
+            if message.round != server.round:
+                raise InvalidMessageError(f"{source} are of round {message.round}; expected {server.round}")
+            content = check(message, source)
+        except InvalidMessageError as error:
+            server.rejections.append(Rejection(server.round, client, str(error)))
+            continue
+        n_accepted += 1
+        yield client, content
+    if not n_accepted:
+        raise InvalidMessageError(
+            f"round {server.round}: none of {n_received} messages was accepted; "
+            + "; ".join(r.reason for r in server.rejections if r.round == server.round)
+        )
 
 
 class PredictionServer(ServerSide[TeacherLabels, PseudoLabels]):
-    """Opens the exchange and checks what comes. Subclasses write `step`."""
+    """Opens the exchange and checks what comes. Subclasses write `step`.
 
-    clients: tuple[ClientId, ...] = ()
+    Attributes
+    ----------
+    rows
+        Public samples that predictions are exchanged on in a round: all, unless a subclass takes fewer.
+    """
+
+    def __init__(self, public: PublicSet, task: Task) -> None:
+        super().__init__(public, task)
+        self.clients: tuple[ClientId, ...] = ()
+        self.rows = len(public)
 
     def open(self, clients: Sequence[ClientId]) -> Mapping[ClientId, TeacherLabels]:
         """Ask everyone for a first training."""
@@ -102,36 +175,17 @@ class PredictionServer(ServerSide[TeacherLabels, PseudoLabels]):
         return dict.fromkeys(self.clients, TeacherLabels(self.round, None))
 
     def accepted(self, uplinks: Iterable[tuple[ClientId, PseudoLabels]]) -> Iterator[tuple[ClientId, FloatArray]]:
-        """Yield the predictions that are what was agreed on; record the others.
+        """Yield the predictions that are what was agreed on; record the others, see `accepted`."""
+        shape = (self.rows, self.task.n_classes)
 
-        Raises
-        ------
-        InvalidMessageError
-            At the end, if there was none.
-        """
-        shape = (len(self.public), self.task.n_classes)
-        n_received = n_accepted = 0
-        for client, message in uplinks:
-            n_received += 1
-            source = f"client {client!r}: pseudo-labels"
-            try:
-                if message.round != self.round:
-                    raise InvalidMessageError(f"{source} are of round {message.round}; expected {self.round}")
-                probabilities = check_probabilities(message.probabilities, shape=shape, source=source)
-            except InvalidMessageError as error:
-                self.rejections.append(Rejection(self.round, client, str(error)))
-                continue
-            n_accepted += 1
-            yield client, probabilities
-        if not n_accepted:
-            raise InvalidMessageError(
-                f"round {self.round}: none of {n_received} messages was accepted; "
-                + "; ".join(r.reason for r in self.rejections if r.round == self.round)
-            )
+        def check(message: PseudoLabels, source: str) -> FloatArray:
+            return check_probabilities(message.probabilities, shape=shape, source=source)
+
+        return accepted(self, uplinks, check, "pseudo-labels")
 
     def gathered(self, uplinks: Iterable[tuple[ClientId, PseudoLabels]]) -> Predictions:
         """Return all accepted predictions at once, for methods that compare them, in the order of the clients' ids."""
-        result = Predictions((len(self.public), self.task.n_classes))
+        result = Predictions((self.rows, self.task.n_classes))
         for client, probabilities in self.accepted(uplinks):
             result.add(client, probabilities)
         return result
