@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/cosmosfl run
@@ -15,6 +15,13 @@ test: $(VENV)/installed-dev lint
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# QUICK=--quick: each in under a minute. Full: most of an hour; writes the files that docs/speed.md is made of.
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/engine.py $(QUICK) $(if $(QUICK),,--out results/engine.json)
+	$(BIN)/python benchmarks/clustering.py $(QUICK) $(if $(QUICK),,--out results/clustering.csv)
+	$(BIN)/python benchmarks/scale.py $(QUICK) $(if $(QUICK),,--out results/scale.json)
+	$(if $(QUICK),,$(BIN)/python benchmarks/speed_page.py)
 
 # torch goes first, on its own, pinned: an unpinned torch can pull gigabytes of CUDA
 $(VENV)/torch: constraints.txt

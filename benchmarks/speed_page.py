@@ -1,0 +1,135 @@
+"""Write docs/speed.md from the files that the benchmarks left under results/. No number on it is typed by hand.
+
+python benchmarks/speed_page.py
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from results_page import DOCS, RESULTS, spread, table
+
+INTRODUCTION = """# Speed
+
+Written by `benchmarks/speed_page.py` from the files under `results/`; `make bench` repeats all of it, and
+`make bench QUICK=--quick` takes a few minutes. Speeds depend on the machine, ratios less so: each is of two things that
+were measured in turn, in the same run.
+"""
+
+COST_MODEL = """## What a run costs
+
+A client of a round trains on its n private samples for E epochs, predicts the m public samples, and trains on them for
+D epochs; the server trains a model for S epochs on them, and predicts, for each of K clusters. With t the seconds per
+sample of the model in question,
+
+    seconds = rounds · (Σ_clients ((E·n + D·m)·t_train + m·t_predict) + K·m·(S·t_train + t_predict)) / workers
+    bytes   = 2 · rounds · clients · m · C · 4
+    memory  = one model per worker + the public set + in the first round min(N·m·C·2, 256 MiB) of predictions
+    disk    = one state per client
+
+Rounds count the first one too. Tests are predictions as well: every client's model at two moments, and every cluster
+model on every test set, which is the part that grows with N·K. `cosmosfl run --dry-run` times a few steps of each model
+on the machine at hand, fills in the formula and prints the result before anything is spent. It does not know of
+memory bandwidth that workers share, so with several workers it is a lower bound.
+"""
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """Return a JSON file under results/, or None."""
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def engine() -> str:
+    """Return the section on training."""
+    found = read("engine.json")
+    if found is None:
+        return ""
+    rows = [
+        [name, f"{speed:,}", f"{speed / found['samples_per_second']['loader']:.2f}", spread(found["accuracy"][name])]
+        for name, speed in found["samples_per_second"].items()
+    ]
+    goals = [
+        ["one worker, of the ceiling", found["one_worker_of_ceiling"], 0.90],
+        ["two workers, of one", found["two_workers_of_one"], 1.7],
+        ["two workers, of the loader", found["of_serial_float32_loader"], 4.0],
+    ]
+    return "\n".join(
+        [
+            "## Training\n",
+            f"`python benchmarks/engine.py`: ten clients, two architectures, images of 32×32, one round of COSMOS; "
+            f"{found['cpus']} CPUs, torch {found['torch']}, medians of {found['repeats']} repeats. The *ceiling* is "
+            "the best bare loop for the same steps on one thread; the *loader* is a plain float32 implementation with "
+            "a `DataLoader`, on all threads that torch takes.\n",
+            table(["", "samples per second", "of the loader", "accuracy of the clients, %"], rows),
+            table(
+                ["ratio", "measured", "goal", ""],
+                [[name, f"{ratio:.2f}", goal, "met" if ratio >= goal else "missed"] for name, ratio, goal in goals],
+            ),
+            found.get("comment", "") + "\n",
+        ]
+    )
+
+
+def scale() -> str:
+    """Return the section on many clients."""
+    found = read("scale.json")
+    if found is None:
+        return ""
+    rows = [
+        [
+            series,
+            f"{row['clients']:,}",
+            f"{1000 * row['seconds_per_client']:.0f}",
+            f"{row['server_seconds']:.2f}",
+            f"{row['peak_gib']:.2f}",
+            f"{row['states_gib']:.2f}",
+        ]
+        for series in ("digits", "cnn")
+        for row in found[series]["rows"]
+    ]
+    ratios = "; ".join(
+        f"{series}: {found[series]['seconds_per_client_of_smallest']:.2f} times the time per client and "
+        f"{found[series]['peak_gib_of_smallest']:.2f} times the memory"
+        for series in ("digits", "cnn")
+    )
+    header = ["series", "clients", "ms per client", "server, s", "peak memory, GiB", "states on disk, GiB"]
+    return "\n".join(
+        [
+            "## Many clients\n",
+            "`python benchmarks/scale.py`: one worker, two exchanges, one cluster, every size in a process of its "
+            "own. The goals are a time per client within 10 %, and a peak that does not grow.\n",
+            table(header, rows),
+            f"Largest against smallest: {ratios}.\n",
+        ]
+    )
+
+
+def clustering() -> str:
+    """Return the section on distances and clusters."""
+    path = RESULTS / "clustering.csv"
+    if not path.exists():
+        return ""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return "\n".join(
+        [
+            "## Clusters of many clients\n",
+            "`python benchmarks/clustering.py`: predictions in half precision; seconds, and peak memory beyond the "
+            "predictions themselves. The goal is 10,000 clients under 60 s and 4 GiB, with the exact clusters.\n",
+            table(list(rows[0]), [list(row.values()) for row in rows]),
+        ]
+    )
+
+
+def main() -> None:
+    """Write the page."""
+    sections = [INTRODUCTION, engine(), clustering(), scale(), COST_MODEL]
+    Path(DOCS / "speed.md").write_text("\n".join(filter(None, sections)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
