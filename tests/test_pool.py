@@ -40,6 +40,18 @@ def test_results_come_in_order_from_other_processes(pool):
     assert os.getpid() not in {pid for _, pid in results}
 
 
+def test_the_order_of_beginning_does_not_change_the_order_of_results(pool, tmp_path):
+    def note(n: int) -> int:
+        (tmp_path / f"{time.monotonic_ns()}-{n}").touch()
+        time.sleep(0.05)
+        return n
+
+    assert list(pool.imap(note, range(6), ["job"] * 6, [5, 4, 3, 2, 1, 0])) == list(range(6))
+    begun = [int(file.name.split("-")[1]) for file in sorted(tmp_path.iterdir())]
+    assert begun[0] in (4, 5)
+    assert begun[-1] in (0, 1)
+
+
 def test_one_worker_is_this_process():
     with Pool(1) as pool:
         assert pool.map(lambda _: os.getpid(), [0]) == [os.getpid()]

@@ -67,6 +67,10 @@ def agree(
     return public, Task(C, seed)
 
 
+BLOCK = 64
+"""Clients among which those that take longest begin first. Answers wait until it is their turn, so not all of them."""
+
+
 class LocalEngine:
     """Runs a method on this machine.
 
@@ -123,10 +127,14 @@ class LocalEngine:
             if with_baseline:
                 log(PhaseStarted(0, "baseline"))
                 baseline = _Log([lambda event: log(event) if _of_baseline(event) else None])
-                alone = Local(local_epochs=method.local_epochs)
-                _Loop(alone, tested, public, task, pool, baseline, self.scratch).run(rounds)
+                alone = _Loop(
+                    Local(local_epochs=method.local_epochs), tested, public, task, pool, baseline, self.scratch
+                )
+                alone.run(rounds)
             start = time.perf_counter()
             loop = _Loop(method, clients, public, task, pool, log, self.scratch)
+            if with_baseline:
+                loop.seconds |= alone.seconds
             server = loop.run(rounds)
             seconds = time.perf_counter() - start
         return Run(
@@ -163,6 +171,7 @@ class _Loop:
         self.pool = pool
         self.log = log
         self.states = StateFiles(list(self.clients), scratch)
+        self.seconds: dict[ClientId, float] = {}
 
     def run(self, rounds: int) -> ServerSide[Any, Any]:
         server = self.method.server_side(self.public, self.task)
@@ -211,12 +220,20 @@ class _Loop:
             for id in ids
         ]
         names = [f"client {id!r} in round {round}" for id in ids]
-        for id, (uplink, measurements) in zip(ids, self.pool.imap(_take_step, steps, names), strict=True):
+        answers = self.pool.imap(_take_step, steps, names, self._longest_first(ids))
+        for id, (uplink, measurements, seconds) in zip(ids, answers, strict=True):
             self.states.advance(id)
+            self.seconds[id] = seconds
             for measurement in measurements:
                 self.log(measurement)
             self.log(ClientDone(round, id))
             yield id, uplink
+
+    def _longest_first(self, ids: Sequence[ClientId]) -> list[int]:
+        """Return the order in which to begin: those that took longest the last time, in blocks, so that few wait."""
+        order = range(len(ids))
+        blocks = [order[start : start + BLOCK] for start in range(0, len(ids), BLOCK)]
+        return [n for block in blocks for n in sorted(block, key=lambda n: -self.seconds.get(ids[n], 0.0))]
 
 
 @dataclass(frozen=True)
@@ -234,8 +251,9 @@ class _Step:
     last: bool
 
 
-def _take_step(step: _Step) -> tuple[Message | None, list[Measurement]]:
-    """Make the client side, restore it, let it work, keep its state; return its answer and what it measured."""
+def _take_step(step: _Step) -> tuple[Message | None, list[Measurement], float]:
+    """Make the client side, restore it, let it work, keep its state; return answer, measurements and seconds."""
+    start = time.perf_counter()
     client = step.client.with_learner(copy.deepcopy(step.client.learner))
     try:
         side = step.method.client_side(client, step.public, step.task)
@@ -250,7 +268,7 @@ def _take_step(step: _Step) -> tuple[Message | None, list[Measurement]]:
     except Exception as error:
         error.add_note(f"in round {step.round}, at client {client.id!r}")
         raise
-    return uplink, side.measurements
+    return uplink, side.measurements, time.perf_counter() - start
 
 
 def _measure_cluster_models(server: ServerSide[Any, Any], clients: Sequence[Client], round: int) -> list[Measurement]:

@@ -65,7 +65,9 @@ class Pool:
         self._limits = threadpool_limits(self.threads)
         if self.workers > 1:
             with joblib.parallel_config("loky", inner_max_num_threads=self.threads):
-                self._parallel = joblib.Parallel(self.workers, return_as="generator", max_nbytes="1M", mmap_mode="r")
+                self._parallel = joblib.Parallel(
+                    self.workers, return_as="generator_unordered", batch_size=1, max_nbytes="1M", mmap_mode="r"
+                )
             self._parallel.__enter__()
         return self
 
@@ -80,11 +82,25 @@ class Pool:
         """Return the list of ``function(item)``, in order."""
         return list(self.imap(function, items, [f"job {n}" for n in range(len(items))]))
 
-    def imap(self, function: Callable[[Item], Result], items: Sequence[Item], names: Sequence[str]) -> Iterator[Result]:
+    def imap(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        names: Sequence[str],
+        begin: Sequence[int] | None = None,
+    ) -> Iterator[Result]:
         """Yield ``function(item)`` in order, each as soon as it and those before it are there.
 
         An error of `function` is raised as it is. If a worker dies, the jobs that were under way are done again one
         at a time.
+
+        Parameters
+        ----------
+        names
+            What an error calls each item.
+        begin
+            The order, as indices of items, in which workers begin them: the longest first wastes least. By default
+            the order of the items.
 
         Raises
         ------
@@ -94,35 +110,53 @@ class Pool:
         if self._parallel is None:
             yield from map(function, items)
             return
-        done = 0
-        while done < len(items):
-            try:
-                for result in self._run(function, items[done:]):
-                    done += 1
-                    yield result
-            except TerminatedWorkerError:
-                for _ in range(min(2 * self.workers, len(items) - done)):  # joblib hands out two jobs per worker
-                    yield self._alone(function, items[done], names[done])
-                    done += 1
+        remaining = dict.fromkeys(range(len(items)) if begin is None else begin)
+        ready: dict[int, Result] = {}
+        following = 0
+        for n, result in self._unordered(function, items, names, remaining):
+            ready[n] = result
+            while following in ready:
+                yield ready.pop(following)
+                following += 1
 
-    def _alone(self, function: Callable[[Item], Result], item: Item, name: str) -> Result:
+    def _unordered(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        names: Sequence[str],
+        remaining: dict[int, None],
+    ) -> Iterator[tuple[int, Result]]:
+        """Yield index and result of the remaining items as they come, and take them out of `remaining`."""
+        while remaining:
+            try:
+                for n, result in self._run(function, [(n, items[n]) for n in remaining]):
+                    del remaining[n]
+                    yield n, result
+            except TerminatedWorkerError:
+                for n in list(remaining)[: 2 * self.workers]:  # joblib hands out two jobs per worker
+                    del remaining[n]
+                    yield n, self._alone(function, n, items[n], names[n])
+
+    def _alone(self, function: Callable[[Item], Result], n: int, item: Item, name: str) -> Result:
         try:
-            return next(self._run(function, [item]))
+            return next(self._run(function, [(n, item)]))[1]
         except TerminatedWorkerError as error:
             raise WorkerDiedError(
                 f"{name}: its worker process died, and again when it ran alone; it may have run out of memory or been "
                 "killed"
             ) from error
 
-    def _run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    def _run(
+        self, function: Callable[[Item], Result], items: Sequence[tuple[int, Item]]
+    ) -> Iterator[tuple[int, Result]]:
         assert self._parallel is not None
-        jobs = (joblib.delayed(_in_worker)(self.threads, function, item) for item in items)
+        jobs = (joblib.delayed(_in_worker)(self.threads, function, n, item) for n, item in items)
         try:
-            yield from cast(Iterator[Result], self._parallel(jobs))
+            yield from cast(Iterator[tuple[int, Result]], self._parallel(jobs))
         except pickle.PicklingError as error:
             raise ValueError(f"workers: {self.workers}; {error}. With one worker nothing is pickled") from error
 
 
-def _in_worker(threads: int, function: Callable[[Any], Result], item: Any) -> Result:
+def _in_worker(threads: int, function: Callable[[Any], Result], n: int, item: Any) -> tuple[int, Result]:
     torch.set_num_threads(threads)
-    return function(item)
+    return n, function(item)
