@@ -19,6 +19,8 @@ lint: $(VENV)/installed-dev
 # QUICK=--quick: each in under a minute. Full: most of an hour; writes the files that docs/speed.md is made of.
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/engine.py $(QUICK) $(if $(QUICK),,--out results/engine.json)
+	$(if $(QUICK),,$(BIN)/python benchmarks/engine.py --models cnn-s,cnn-m --repeats 1 --out results/engine-cnn.json)
+	$(if $(QUICK),,$(BIN)/python benchmarks/architectures.py --out results/architectures.csv)
 	$(BIN)/python benchmarks/clustering.py $(QUICK) $(if $(QUICK),,--out results/clustering.csv)
 	$(BIN)/python benchmarks/scale.py $(QUICK) $(if $(QUICK),,--out results/scale.json)
 	$(if $(QUICK),,$(BIN)/python benchmarks/speed_page.py)

@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--quick] [--out results/scale.json]
 
 Two series, each size in a fresh process with one worker: *digits* (64 features, a small MLP) and *cnn* (32×32 images, a
-`cnn-m` of 1.4 million parameters at every client), from 10 to 1,000 clients. Two exchanges of COSMOS in one cluster.
+`cnn-m` of 1.4 million parameters at every client), from 10 to 1,000 clients. One exchange of COSMOS in one cluster.
 The clients take their images from a pool that is the same for all sizes, so what grows with their number is the
 federation itself: states, predictions, messages. Time per client is that of the clients' phases; the server's, which
 trains one model whatever the number of clients, stands beside it. Peak memory is the process's largest resident set.
@@ -34,7 +34,7 @@ SERIES = {  # model, shape, private and public samples, classes
 }
 
 
-def measure(series: str, n_clients: int, rounds: int) -> dict[str, float]:
+def measure(series: str, n_clients: int) -> dict[str, float]:
     """Run one federation in this process; return seconds per client, peak memory and bytes on disk."""
     model, shape, n_private, n_public, n_classes = SERIES[series]
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def measure(series: str, n_clients: int, rounds: int) -> dict[str, float]:
     with TemporaryDirectory() as scratch:
         start_time = time.perf_counter()
         engine = LocalEngine([watch], scratch=Path(scratch))
-        run = engine.run(method, clients, pool[:n_public], rounds, n_classes=n_classes, local_baseline=False)
+        run = engine.run(method, clients, pool[:n_public], 0, n_classes=n_classes, local_baseline=False)
         seconds = time.perf_counter() - start_time
         on_disk = sum(file.stat().st_size for file in Path(scratch).rglob("*.safetensors"))
         assert len(run.models) == n_clients
@@ -74,20 +74,20 @@ def measure(series: str, n_clients: int, rounds: int) -> dict[str, float]:
 def main() -> None:
     """Run every size in a process of its own and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="up to 40 clients and one exchange: under a minute")
+    parser.add_argument("--quick", action="store_true", help="up to 40 clients: under a minute")
     parser.add_argument("--out", type=Path, help="also write the JSON object there")
-    parser.add_argument("--measure", nargs=3, metavar=("SERIES", "CLIENTS", "ROUNDS"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, metavar=("SERIES", "CLIENTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        series, n_clients, rounds = arguments.measure
-        print(json.dumps(measure(series, int(n_clients), int(rounds))))
+        series, n_clients = arguments.measure
+        print(json.dumps(measure(series, int(n_clients))))
         return
-    sizes, rounds = ((10, 40), 0) if arguments.quick else ((10, 100, 1000), 1)
+    sizes = (10, 40) if arguments.quick else (10, 100, 1000)
     result: dict[str, object] = {}
     for series in SERIES:
         rows = []
         for n in sizes:
-            command = [sys.executable, __file__, "--measure", series, str(n), str(rounds)]
+            command = [sys.executable, __file__, "--measure", series, str(n)]
             rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
             row = rows[-1]
             print(

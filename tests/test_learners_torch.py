@@ -194,7 +194,7 @@ def test_other_shapes_later_are_refused():
         ({"learning_rate": 0}, "learning_rate: 0; expected a number above 0"),
         ({"batch_size": 0}, "batch_size: 0; expected a number of at least 1"),
         ({"temperature": -1}, "temperature: -1; expected a number of at least 0"),
-        ({"precision": "half"}, "precision: 'half'; expected 'float32' or 'bfloat16'"),
+        ({"precision": "half"}, "precision: 'half'; expected 'auto', 'float32' or 'bfloat16'"),
         ({"augment": "flip"}, "augment: 'flip'; expected 'flip-crop', a function or None"),
         ({"optimizer": "adma"}, "optimizer: 'adma'; expected one of adam"),
     ],
@@ -217,3 +217,12 @@ def test_a_factory_of_one_parameter_is_refused():
 def test_a_cnn_on_flat_features_says_what_to_use():
     with pytest.raises(ValueError, match="a CNN takes images .* use 'mlp'"):
         fitted("cnn-s")
+
+
+def test_auto_is_half_precision_where_the_processor_has_it(monkeypatch):
+    assert TorchLearner("mlp").precision == "float32"
+    for native, precision in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("cosmosfl.learners.torch.supports_bfloat16", lambda device, native=native: native)
+        assert TorchLearner("mlp", precision="auto").precision == precision
+    with pytest.raises(ValueError, match="expected 'auto', 'float32' or 'bfloat16'"):
+        TorchLearner("mlp", precision="float16")
