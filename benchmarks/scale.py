@@ -30,7 +30,7 @@ from cosmosfl.events import PhaseStarted
 
 SERIES = {  # model, shape, private and public samples, classes
     "digits": ("mlp", (64,), 40, 100, 10),
-    "cnn": ("cnn-m", (3, 32, 32), 64, 64, 20),
+    "cnn": ("cnn-m", (3, 32, 32), 32, 32, 20),
 }
 
 
@@ -46,7 +46,7 @@ def measure(series: str, n_clients: int) -> dict[str, float]:
         part = slice(start, start + n_private)
         clients.append(cf.Client(f"client-{i:04d}", cf.TorchLearner(model), pool[part], labels[part]))
     method = cf.Cosmos(teacher=cf.TorchLearner(model), threshold=2.0, local_epochs=1, server_epochs=1, distill_epochs=1)
-    method.fit(clients[:1], pool[:n_public], 0, n_classes=n_classes)  # what happens once in a process
+    method.fit(clients[:2], pool[:n_public], 0, n_classes=n_classes)  # what happens once in a process
     phases: list[tuple[str, float]] = []
 
     def watch(event: object) -> None:

@@ -1,4 +1,4 @@
-"""Write docs/speed.md from the files that the benchmarks left under results/. Only the trials that its text tells of are typed.
+"""Write docs/speed.md from what the benchmarks left under results/; only the trials that its text tells of are typed.
 
 python benchmarks/speed_page.py
 """

@@ -135,14 +135,15 @@ def auto_threshold(predictions: npt.ArrayLike, metric: Metric = "cosine") -> flo
        zero) form one cluster, unrelated ones stay alone.
 
     More than 1,000 clients (`SAMPLE`) are judged by a random sample of as many, always the same for the same number of
-    clients. Groups with so few clients that hardly any are in the sample have no say then, and where distances within
-    groups and between them overlap, the threshold is off by the sample's chance.
+    clients. Groups of which hardly anyone is in the sample have no say then, and where distances within groups and
+    between them overlap, chance has one. To leave room for clients that are not in the sample, the threshold is then
+    not the smallest that gives these clusters, but in the middle of those that were tried and do.
 
     Returns
     -------
     float
         A threshold for `greedy_clusters` on ``pairwise_distances(predictions, metric)``, or for `clusters_within`, in
-        the middle of the interval in which it gives these clusters.
+        the middle of an interval between distances in which it gives these clusters.
     """
     P = check_predictions(predictions)
     if len(P) == 1:
@@ -153,14 +154,14 @@ def auto_threshold(predictions: npt.ArrayLike, metric: Metric = "cosine") -> flo
     D = pairwise_distances(P, metric)
     upper = np.triu_indices(len(P), 1)
     cosines = (D if metric == "cosine" else pairwise_distances(P, "cosine"))[upper]
-    silhouette, threshold = _best_silhouette(D)
+    silhouette, threshold, middle = _best_silhouette(D)
     labels = cluster_labels(greedy_clusters(D, threshold))
     apart = cosines[labels[upper[0]] != labels[upper[1]]]
-    if silhouette >= STRUCTURE and apart.mean() >= UNRELATED:
+    structured, together = silhouette >= STRUCTURE and apart.mean() >= UNRELATED, cosines.mean() < 1
+    if sampled:  # with room for clients that are further apart than any in the sample, or closer
+        return middle if structured else LARGEST[metric] if together else 0.0
+    if structured:
         return threshold
-    together = cosines.mean() < 1
-    if sampled:  # clients outside the sample may be further apart than any in it, or closer
-        return LARGEST[metric] if together else 0.0
     return float(D.max()) if together else float(D[upper].min()) / 2
 
 
@@ -343,22 +344,29 @@ def _bisect(D: npt.NDArray[np.floating[Any]], n_clusters: int) -> dict[int, floa
     return found
 
 
-def _best_silhouette(D: Distances) -> tuple[float, float]:
-    """Return the greatest mean silhouette of a greedy partition into 2 to N - 1 clusters, and its threshold.
+def _best_silhouette(D: npt.NDArray[np.floating[Any]]) -> tuple[float, float, float]:
+    """Return the greatest mean silhouette of a greedy partition into 2 to N - 1 clusters, and two of its thresholds.
 
-    With more than `MAX_CANDIDATES` distinct distances, that many quantiles of them are tried.
+    One is the middle of the first interval between distances in which it is the partition; the other is the middle of
+    all thresholds that were tried and give it. With more than `MAX_CANDIDATES` distinct distances, that many quantiles
+    of them are tried.
     """
     values = _candidates(D)
     following = np.append(values[1:], values[-1])
     chosen = np.unique(np.linspace(0, len(values) - 1, MAX_CANDIDATES).astype(int))
-    best, threshold = -1.0, 0.0
+    best, low, first, last = -1.0, 0.0, 0.0, 0.0
+    best_partition = previous = b""
     seen: set[bytes] = set()
-    for value, after in zip(values[chosen], following[chosen], strict=True):
-        labels = cluster_labels(greedy_clusters(D, value))
-        if not 1 <= labels.max() < len(D) - 1 or labels.tobytes() in seen:
+    for value, after in zip(values[chosen].tolist(), following[chosen].tolist(), strict=True):
+        labels = cluster_labels(sorted(greedy_clusters(D, value)))  # the same labels for the same clusters
+        partition = labels.tobytes()
+        if partition == best_partition == previous:
+            last = after
+        previous = partition
+        if not 1 <= labels.max() < len(D) - 1 or partition in seen:
             continue
-        seen.add(labels.tobytes())
+        seen.add(partition)
         silhouette = mean_silhouette(D, labels)
         if silhouette > best:
-            best, threshold = silhouette, float(value + after) / 2
-    return best, threshold
+            best, low, first, last, best_partition = silhouette, value, after, after, partition
+    return best, (low + first) / 2, (low + last) / 2

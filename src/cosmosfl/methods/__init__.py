@@ -5,15 +5,41 @@ from __future__ import annotations
 from cosmosfl.methods.centralized import Centralized
 from cosmosfl.methods.comet import Comet
 from cosmosfl.methods.cosmos import Cosmos
+from cosmosfl.methods.ditto import Ditto
 from cosmosfl.methods.dsfl import DSFL
+from cosmosfl.methods.fedavg import FedAvg
+from cosmosfl.methods.fedbabu import FedBABU
 from cosmosfl.methods.fedct import FedCT
 from cosmosfl.methods.fedmd import FedMD
+from cosmosfl.methods.fedprox import FedProx
+from cosmosfl.methods.fedrep import FedRep
 from cosmosfl.methods.local import Local
+from cosmosfl.methods.pfedme import PFedMe
 from cosmosfl.protocol import Method
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Cosmos, Local, Centralized, FedMD, Comet, FedCT, DSFL)
+    method.name: method
+    for method in (
+        *(Cosmos, Local, Centralized),
+        *(FedMD, Comet, FedCT, DSFL),  # predictions on the wire
+        *(FedAvg, FedProx, Ditto, FedBABU, FedRep, PFedMe),  # weights on the wire
+    )
 }
 """Method name -> its class: ours, the two references, those that exchange predictions, those that exchange weights."""
 
-__all__ = ["DSFL", "METHODS", "Centralized", "Comet", "Cosmos", "FedCT", "FedMD", "Local"]
+__all__ = [
+    "DSFL",
+    "METHODS",
+    "Centralized",
+    "Comet",
+    "Cosmos",
+    "Ditto",
+    "FedAvg",
+    "FedBABU",
+    "FedCT",
+    "FedMD",
+    "FedProx",
+    "FedRep",
+    "Local",
+    "PFedMe",
+]

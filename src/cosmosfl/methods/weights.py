@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cached_property
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+import torch
+from pydantic import Field
+from torch import Tensor, nn
 
 from cosmosfl.data.sets import PublicSet
 from cosmosfl.learners.torch import TorchLearner
@@ -20,6 +23,7 @@ from cosmosfl.protocol import (
     Message,
     Method,
     NotApplicableError,
+    NotFittedError,
     Rejection,
     ServerSide,
     Task,
@@ -28,6 +32,12 @@ from cosmosfl.randomness import stream
 
 Weights = Mapping[str, npt.NDArray[Any]]
 """Parameters and buffers of a module, by name."""
+Penalty = Callable[[nn.Module], Tensor]
+"""penalty(module) -> a scalar, added to the loss of every batch"""
+Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A hyper-parameter: how much a term of the loss weighs; 0 leaves it out."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A hyper-parameter: a rate or a strength that cannot be 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,35 +61,63 @@ class WeightMethod(Method):
     """A method that needs one architecture: every client a `TorchLearner` of the same model."""
 
     def prepare(self, clients: Sequence[Client]) -> Self:
-        """Check that the clients' models are of one architecture.
+        """Check that the clients' models are of one architecture and start from the same weights.
 
         Raises
         ------
         NotApplicableError
             If not.
         """
-        first = clients[0].learner
+        first = clients[0]
         for client in clients:
-            learner = client.learner
+            learner, reference = client.learner, first.learner
             if not isinstance(learner, TorchLearner):
                 raise NotApplicableError(
                     f"method {self.name!r} shares weights: client {client.id!r} has a {type(learner).__name__}; "
                     "expected a torch model at every client"
                 )
-            assert isinstance(first, TorchLearner)
-            if not _same_architecture(first, learner):
+            assert isinstance(reference, TorchLearner)
+            if not _same_architecture(reference, learner):
                 raise NotApplicableError(
-                    f"method {self.name!r} shares weights: client {clients[0].id!r} has {first!r} and client "
-                    f"{client.id!r} has {learner!r}; expected one architecture"
+                    f"method {self.name!r} shares weights: client {first.id!r} has {reference!r} and client "
+                    f"{client.id!r} has {learner!r}; expected one architecture (the same name, the same factory "
+                    "object, or modules with parameters of the same names and shapes)"
+                )
+            if not _same_start(reference, learner):
+                raise NotApplicableError(
+                    f"method {self.name!r} shares weights: the models of clients {first.id!r} and {client.id!r} start "
+                    "from different weights; expected a name or a factory, to be initialised alike, or modules with "
+                    "the same weights"
                 )
         return self
 
+    def server_side(self, public: PublicSet, task: Task) -> WeightServer:
+        """Return what the server does."""
+        return WeightServer(public, task)
+
+
+def _given_module(learner: TorchLearner) -> nn.Module | None:
+    """Return the module that a learner starts from, if it is there already."""
+    try:
+        return learner.module
+    except NotFittedError:
+        return learner.model if isinstance(learner.model, nn.Module) else None
+
 
 def _same_architecture(a: TorchLearner, b: TorchLearner) -> bool:
-    if isinstance(a.model, nn.Module) and isinstance(b.model, nn.Module):
-        shapes = [{k: v.shape for k, v in learner.model.state_dict().items()} for learner in (a, b)]  # type: ignore[union-attr]
-        return shapes[0] == shapes[1]
-    return a.model == b.model
+    modules = _given_module(a), _given_module(b)
+    if modules[0] is None or modules[1] is None:
+        return a.model == b.model
+    shapes = [{name: array.shape for name, array in module.state_dict().items()} for module in modules if module]
+    return shapes[0] == shapes[1]
+
+
+def _same_start(a: TorchLearner, b: TorchLearner) -> bool:
+    modules = _given_module(a), _given_module(b)
+    if modules[0] is None or modules[1] is None:
+        return modules[0] is modules[1]  # both are still to be initialised
+    ours, theirs = (module.state_dict() for module in modules if module)
+    return all(torch.equal(array.cpu(), theirs[name].cpu()) for name, array in ours.items())
 
 
 class WeightClient(ClientSide[GlobalWeights, LocalWeights]):
@@ -99,13 +137,70 @@ class WeightClient(ClientSide[GlobalWeights, LocalWeights]):
         rng = stream(self.task.seed, "shared initialisation")
         learner.build(self.private.inputs.shape[1:], self.task.n_classes, rng)
 
-    def take(self, message: GlobalWeights) -> int:
-        """Load the global weights into the learner, and return the round that begins."""
-        self.build(self.learner)
+    def take(self, message: GlobalWeights, learner: TorchLearner | None = None) -> int:
+        """Load the global weights into a learner, by default the client's own; return the round that begins."""
+        learner = learner or self.learner
+        self.build(learner)
         if message.weights is None:
             return message.round
-        self.learner.load_weights(message.weights)
+        learner.load_weights(message.weights)
         return message.round + 1
+
+    def fit(
+        self,
+        round: int,
+        epochs: int,
+        *,
+        learner: TorchLearner | None = None,
+        purpose: str = "client fit",
+        penalty: Penalty | None = None,
+        trainable: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Train on the private set.
+
+        Parameters
+        ----------
+        learner
+            By default the client's own.
+        purpose
+            Names the random stream: what has the same purpose in the same round sees the same batches.
+        penalty, trainable
+            As `TorchLearner.fit` takes them.
+        """
+        (learner or self.learner).fit(
+            self.private.inputs,
+            self.private.labels,
+            n_classes=self.task.n_classes,
+            epochs=epochs,
+            rng=stream(self.task.seed, purpose, self.id, round),
+            penalty=penalty,
+            trainable=trainable,
+        )
+
+    def is_shared(self, name: str) -> bool:
+        """Say whether the parameter or buffer of this name leaves the client: all do, unless a method differs."""
+        return True
+
+    def outgoing(self) -> dict[str, npt.NDArray[Any]]:
+        """Return those of the learner's weights that leave the client."""
+        return {name: array for name, array in self.learner.weights().items() if self.is_shared(name)}
+
+    @cached_property
+    def head(self) -> frozenset[str]:
+        """Names of the parameters of the head, for methods that treat it and the rest, the body, differently.
+
+        Raises
+        ------
+        NotApplicableError
+            If there is nothing else.
+        """
+        head, module = head_of(self.learner.module), self.learner.module
+        if head.issuperset(name for name, _ in module.named_parameters()):
+            raise NotApplicableError(
+                f"method {self.method.name!r} shares the body of a model, all but its last layer: {self.learner!r} "
+                "has one layer only; expected at least two"
+            )
+        return head
 
 
 class WeightServer(ServerSide[GlobalWeights, LocalWeights]):
@@ -123,42 +218,73 @@ class WeightServer(ServerSide[GlobalWeights, LocalWeights]):
 
     def step(self, uplinks: Iterable[tuple[ClientId, LocalWeights]]) -> Mapping[ClientId, GlobalWeights]:
         """Return the mean to everyone."""
-        self.weights = mean_weights((m.weights, m.samples) for _, m in self.accepted(uplinks))
+        self.weights = mean_weights((m.weights, self.importance(m)) for _, m in self.accepted(uplinks))
         answer = GlobalWeights(self.round, self.weights)
         self.round += 1
         return dict.fromkeys(self.clients, answer)
 
+    def importance(self, message: LocalWeights) -> float:
+        """Return how much a client counts in the mean: as much as it has samples."""
+        return message.samples
+
     def accepted(self, uplinks: Iterable[tuple[ClientId, LocalWeights]]) -> Iterable[tuple[ClientId, LocalWeights]]:
-        """Yield the messages that are finite, of this round and like the first in names and shapes; record others.
+        """Yield the messages that are finite, of this round and like those before in names, shapes and types.
+
+        Those before are the global model of the last round, or else the first message. Others are recorded.
 
         Raises
         ------
         InvalidMessageError
             At the end, if there was none.
         """
-        shapes: dict[str, tuple[int, ...]] | None = None
+        agreed = None if self.weights is None else _layout(self.weights)
+        n_received = n_accepted = 0
         for client, message in uplinks:
+            n_received += 1
             try:
-                found = _checked_shapes(message, self.round)
-                if shapes is not None and found != shapes:
-                    raise InvalidMessageError("names or shapes differ from those of the other clients")
+                layout = _checked_layout(message, self.round)
+                if agreed is not None and layout != agreed:
+                    raise InvalidMessageError(_difference(layout, agreed))
             except InvalidMessageError as error:
                 self.rejections.append(Rejection(self.round, client, f"client {client!r}: weights: {error}"))
                 continue
-            shapes = found
+            agreed = layout
+            n_accepted += 1
             yield client, message
-        if shapes is None:
-            raise InvalidMessageError(f"round {self.round}: no message was accepted")
+        if not n_accepted:
+            raise InvalidMessageError(
+                f"round {self.round}: none of {n_received} messages was accepted; "
+                + "; ".join(r.reason for r in self.rejections if r.round == self.round)
+            )
 
 
-def _checked_shapes(message: LocalWeights, round: int) -> dict[str, tuple[int, ...]]:
+Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+
+def _layout(weights: Weights) -> Layout:
+    return {name: (array.shape, array.dtype) for name, array in weights.items()}
+
+
+def _checked_layout(message: LocalWeights, round: int) -> Layout:
     if message.round != round:
         raise InvalidMessageError(f"of round {message.round}; expected {round}")
-    if message.samples < 1:
+    if not message.samples >= 1:
         raise InvalidMessageError(f"samples: {message.samples}; expected at least 1")
+    for name, array in message.weights.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+            raise InvalidMessageError(f"{name}: {getattr(array, 'dtype', type(array).__name__)}; expected numbers")
     if bad := [name for name, array in message.weights.items() if not np.isfinite(array).all()]:
         raise InvalidMessageError(f"NaN or infinity in {', '.join(bad)}")
-    return {name: array.shape for name, array in message.weights.items()}
+    return _layout(message.weights)
+
+
+def _difference(found: Layout, agreed: Layout) -> str:
+    name = min(name for name in found.keys() | agreed.keys() if found.get(name) != agreed.get(name))
+    return f"{name}: {_described(found.get(name))}; expected {_described(agreed.get(name))}"
+
+
+def _described(entry: tuple[tuple[int, ...], np.dtype[Any]] | None) -> str:
+    return "nothing" if entry is None else f"{entry[1]} of shape {entry[0]}"
 
 
 def mean_weights(members: Iterable[tuple[Weights, float]]) -> dict[str, npt.NDArray[Any]]:
@@ -177,9 +303,9 @@ def mean_weights(members: Iterable[tuple[Weights, float]]) -> dict[str, npt.NDAr
                 sums[name] = sums.get(name, 0) + weight * array.astype(np.float64)
             else:
                 sums[name] = np.maximum(sums.get(name, array), array)
-    return {
-        name: (value / total).astype(kinds[name]) if kinds[name].kind == "f" else value for name, value in sums.items()
-    }
+    means = {name: value / total if kinds[name].kind == "f" else value for name, value in sums.items()}
+    # numpy makes scalars of what is computed from arrays without dimensions, such as the counter of batch normalisation
+    return {name: np.asarray(value, kinds[name]) for name, value in means.items()}
 
 
 def head_of(module: nn.Module) -> frozenset[str]:
@@ -187,3 +313,21 @@ def head_of(module: nn.Module) -> frozenset[str]:
     layers = [name for name, layer in module.named_modules() if any(True for _ in layer.parameters(recurse=False))]
     last = layers[-1]
     return frozenset(f"{last}.{name}" if last else name for name, _ in module.get_submodule(last).named_parameters())
+
+
+def parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a module's parameters, without its buffers, by name."""
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def proximal(strength: float, anchor: Mapping[str, Tensor]) -> Penalty:
+    """Return the penalty ``strength / 2 · ‖w - anchor‖²``, whose gradient is ``strength · (w - anchor)``.
+
+    The squares are summed over all parameters. (A mean would divide the strength by the size of the model.)
+    """
+
+    def penalty(module: nn.Module) -> Tensor:
+        squares = [(parameter - anchor[name]).square().sum() for name, parameter in module.named_parameters()]
+        return strength / 2 * torch.stack(squares).sum()
+
+    return penalty
