@@ -398,6 +398,9 @@ class Method(BaseModel, ABC):
 
     Attributes
     ----------
+    tunable
+        Keys of the configuration, the learning rates that the method's clients train with, which `cosmosfl.tuning`
+        multiplies by common factors. A method with rates of its own names these: ``("method.learning_rate",)``.
     local_epochs
         Epochs of a client on its private set in each round.
     """
@@ -406,6 +409,7 @@ class Method(BaseModel, ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    tunable: ClassVar[tuple[str, ...]] = ("clients.learning_rate",)
 
     local_epochs: PositiveInt = 5
 

@@ -64,8 +64,8 @@ class Departures:
 def supports_bfloat16(device: str) -> bool:
     """Say whether a device computes in bfloat16 natively: a GPU since Ampere, a CPU with AVX-512 BF16 or AMX."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest supported torch
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest supported torch
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
