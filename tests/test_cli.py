@@ -138,3 +138,16 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(tmp_path):
     assert result.exit_code == 0, result.output
     assert "up a client and round" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_for_one_method_serves_another(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[method]\nname = "cosmos"\nserver_epochs = 1\nlocal_epochs = 2\n', encoding="utf-8")
+    result = cosmosfl("run", "--config", mine, "--method", "local", "--rounds", 0, "--out", tmp_path / "run", "-q")
+    assert result.exit_code == 0, result.output
+    assert "local_epochs = 2" in (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
+    refused = cosmosfl("run", "--config", mine, "--method", "local", "-s", "method.server_epochs=1")
+    assert refused.exit_code == 2
+    assert "method.server_epochs: no such key" in refused.stderr
+    mine.write_text('method = "cosmos"', encoding="utf-8")
+    assert "method: 'cosmos'; expected a table" in cosmosfl("run", "--config", mine).stderr

@@ -42,7 +42,9 @@ SetOption = Annotated[
 ]
 PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="A preset (cosmosfl presets).")]
 DatasetOption = Annotated[str | None, typer.Option(help="Data set (cosmosfl datasets), or a directory.")]
-DataDirOption = Annotated[Path | None, typer.Option(help="Where data sets lie.  [default: the variable COSMOSFL_DATA]")]
+DataDirOption = Annotated[
+    Path | None, typer.Option(help="Where data sets lie.  \\[default: the variable COSMOSFL_DATA]")
+]
 ClientsOption = Annotated[int | None, typer.Option(help="Number of clients.")]
 SeedOption = Annotated[int | None, typer.Option(help="The one seed.")]
 
@@ -96,10 +98,10 @@ def run(
     rounds: Annotated[int | None, typer.Option(help="Rounds after the first.")] = None,
     seed: SeedOption = None,
     workers: Annotated[
-        str | None, typer.Option(help="Processes that train side by side, or auto.  [default: one per CPU]")
+        str | None, typer.Option(help="Processes that train side by side, or auto.  \\[default: one per CPU]")
     ] = None,
     out_dir: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run directory.  [default: a new one in runs/]")
+        Path | None, typer.Option("--out", "-o", help="Run directory.  \\[default: a new one in runs/]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     dry_run: Annotated[
@@ -478,14 +480,23 @@ def _resolve(
     options: dict[str, Any], assignments: list[str] | None, config: Path | None, preset: str | None
 ) -> ExperimentConfig:
     """Return the configuration: options (None: not given), then the file, the preset, and the defaults."""
-    from cosmosfl.config import ExperimentConfig, parse_assignments, read_preset, read_toml
+    from cosmosfl.config import ExperimentConfig, for_method, parse_assignments, read_preset, read_toml
+    from cosmosfl.methods import METHODS
 
-    return ExperimentConfig.parse(
+    given = [
         _nested({key: value for key, value in options.items() if value is not None}),
         parse_assignments(assignments or []),
-        read_toml(config) if config else {},
-        read_preset(preset) if preset else {},
-    )
+    ]
+    files = [read_toml(config) if config else {}, read_preset(preset) if preset else {}]
+
+    def named(layer: dict[str, Any]) -> Any:
+        table = layer.get("method", {})
+        return table.get("name") if isinstance(table, dict) else None
+
+    name = next((found for layer in [*given, *files] if (found := named(layer))), None)
+    if name in METHODS:  # a preset for one method serves others too
+        files = [layer if named(layer) in (None, name) else for_method(layer, name) for layer in files]
+    return ExperimentConfig.parse(*given, *files)
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
