@@ -21,6 +21,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/engine.py $(QUICK) $(if $(QUICK),,--out results/engine.json)
 	$(if $(QUICK),,$(BIN)/python benchmarks/engine.py --models cnn-s,cnn-m --repeats 1 --out results/engine-cnn.json)
 	$(if $(QUICK),,$(BIN)/python benchmarks/architectures.py --out results/architectures.csv)
+	$(if $(QUICK),,$(BIN)/python benchmarks/architectures.py --models cnn-s,cnn-m --compile --out results/compile.csv)
 	$(BIN)/python benchmarks/clustering.py $(QUICK) $(if $(QUICK),,--out results/clustering.csv)
 	$(BIN)/python benchmarks/scale.py $(QUICK) $(if $(QUICK),,--out results/scale.json)
 	$(if $(QUICK),,$(BIN)/python benchmarks/speed_page.py)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 import cosmosfl as cf
+from cosmosfl.config import ExperimentConfig
+from cosmosfl.experiment import Federation, build_federation
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,6 +36,25 @@ def make_clients(n: int = 4, *, samples: int = 12, learner=None, test: bool = Tr
         held_out = blobs(30, classes, rng) if test else None
         clients.append(cf.Client("abcdefghij"[i], make(), *blobs(samples, classes, rng), test=held_out))
     return clients
+
+
+def three_kinds() -> list[cf.Client]:
+    """Return clients a, b and c with a torch model, a forest and a linear model."""
+    learners = iter(
+        [
+            cf.TorchLearner("mlp"),
+            cf.SklearnLearner(RandomForestClassifier(5)),
+            cf.SklearnLearner(LogisticRegression()),
+        ]
+    )
+    return make_clients(3, learner=lambda: next(learners))
+
+
+def digits_federation(**partition: int) -> Federation:
+    """Return six clients with MLPs and 15 digits each; two groups of classes, unless ``groups`` says otherwise."""
+    return build_federation(
+        ExperimentConfig.parse({"partition": {"clients": 6, **partition}, "clients": {"models": ["mlp"]}})
+    )
 
 
 def tiny(input_shape: tuple[int, ...], n_classes: int) -> torch.nn.Module:

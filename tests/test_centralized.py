@@ -9,10 +9,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 import cosmosfl as cf
-from conftest import make_clients
-from cosmosfl.config import ExperimentConfig
+from conftest import digits_federation, make_clients
 from cosmosfl.data.sets import PublicSet
-from cosmosfl.experiment import build_federation
 from cosmosfl.methods.centralized import Centralized
 from cosmosfl.methods.local import Nothing
 from cosmosfl.protocol import Task
@@ -126,7 +124,7 @@ def test_hyper_parameters_are_checked_and_the_private_sets_have_to_be_known(publ
 
 
 def test_all_data_are_better_than_few_on_digits():
-    federation = build_federation(ExperimentConfig.parse({"partition": {"clients": 6}, "clients": {"models": ["mlp"]}}))
+    federation = digits_federation()
     run = Centralized().fit(federation.clients, federation.public, rounds=3)
     assert run.accuracy("local").mean == pytest.approx(76.94, abs=1.5)
     assert run.accuracy("client").mean == pytest.approx(87.02, abs=1.5)

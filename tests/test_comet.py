@@ -15,11 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import cosmosfl as cf
-from conftest import blobs, make_clients
+from conftest import blobs, digits_federation, make_clients
 from cosmosfl.clustering import pairwise_distances
-from cosmosfl.config import ExperimentConfig
 from cosmosfl.data.sets import PublicSet
-from cosmosfl.experiment import build_federation
 from cosmosfl.methods.comet import CoDistillation, Comet, k_means
 from cosmosfl.methods.predictions import PseudoLabels, TeacherLabels
 from cosmosfl.protocol import NotApplicableError, Task
@@ -242,7 +240,7 @@ def test_more_clusters_than_clients_are_an_error_before_anything_is_trained(clie
 
 @pytest.mark.parametrize(("loss", "accuracy"), [("kl", 86.01), ("l2", 84.85)])
 def test_clients_of_two_groups_gain_on_digits(loss, accuracy):
-    federation = build_federation(ExperimentConfig.parse({"partition": {"clients": 6}, "clients": {"models": ["mlp"]}}))
+    federation = digits_federation()
     run = Comet(local_epochs=20, loss=loss).fit(federation.clients, federation.public, rounds=3)
     assert run.accuracy("local").mean == pytest.approx(78.50, abs=1.5)
     assert run.accuracy("client").mean == pytest.approx(accuracy, abs=1.5)

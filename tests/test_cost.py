@@ -9,6 +9,7 @@ from cosmosfl.config import ExperimentConfig
 from cosmosfl.console import cost_table
 from cosmosfl.cost import Speed, estimate
 from cosmosfl.experiment import Federation, build_federation
+from cosmosfl.methods import METHODS
 
 
 @pytest.fixture
@@ -73,3 +74,30 @@ def test_real_models_are_timed_and_stay_as_they_are():
     with pytest.raises(ValueError, match="has not learned anything yet"):
         federation.clients[0].learner.state()
     assert cost_table(found).row_count == 12
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"),
+    [
+        ("fedavg", 3 * 10),
+        ("ditto", 2 * 3 * 10),
+        ("fedrep", (3 + 10) * 10),
+        ("fedbabu", (3 + 5) * 10),
+        ("pfedme", 5 * 3 * 10),
+        ("comet", 2 * 3 * 10),
+        ("fedct", 3 * (10 + 50)),
+        ("fedmd", 3 * 10 + 1 * 20),
+        ("dsfl", 3 * 10 + 5 * 20),
+    ],
+)
+def test_every_method_says_what_a_round_of_a_client_trains_on(method, trained):
+    part = {"subset": 20} if method in ("fedmd", "dsfl") else {}
+    assert METHODS[method](local_epochs=3, **part).training_samples(private=10, public=50) == trained
+
+
+def test_and_what_it_sends():
+    sizes = {name: METHODS[name]().message_bytes(50, 10, 1000) for name in METHODS}
+    assert sizes["cosmos"] == sizes["fedmd"] == 50 * 10 * 4
+    assert sizes["fedavg"] == sizes["pfedme"] == 1000
+    assert sizes["fedct"] == 50
+    assert sizes["local"] == sizes["centralized"] == 0

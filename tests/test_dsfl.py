@@ -5,14 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
 
 import cosmosfl as cf
-from conftest import make_clients
-from cosmosfl.config import ExperimentConfig
+from conftest import digits_federation, three_kinds
 from cosmosfl.data.sets import PublicSet
-from cosmosfl.experiment import build_federation
 from cosmosfl.methods.dsfl import DSFL, sharpened
 from cosmosfl.methods.predictions import PseudoLabels, TeacherLabels
 from cosmosfl.protocol import Task
@@ -104,27 +100,15 @@ def test_the_temperature_has_to_be_positive(temperature):
 
 
 def test_clients_with_like_data_gain_on_digits():
-    config = ExperimentConfig.parse({"partition": {"clients": 6, "groups": 1}, "clients": {"models": ["mlp"]}})
-    federation = build_federation(config)
+    federation = digits_federation(groups=1)
     run = DSFL(local_epochs=10).fit(federation.clients, federation.public, rounds=3)
     assert run.accuracy("local").mean == pytest.approx(56.46, abs=1.5)
     assert run.accuracy("client").mean == pytest.approx(85.11, abs=1.5)
 
 
-def mixed_clients() -> list[cf.Client]:
-    learners = iter(
-        [
-            cf.TorchLearner("mlp"),
-            cf.SklearnLearner(RandomForestClassifier(5)),
-            cf.SklearnLearner(LogisticRegression()),
-        ]
-    )
-    return make_clients(3, learner=lambda: next(learners))
-
-
 def test_models_of_any_kind_take_part_and_the_number_of_workers_changes_nothing(public):
-    one = DSFL(subset=30).fit(mixed_clients(), public, rounds=2)
-    two = DSFL(subset=30).fit(mixed_clients(), public, rounds=2, workers=2)
+    one = DSFL(subset=30).fit(three_kinds(), public, rounds=2)
+    two = DSFL(subset=30).fit(three_kinds(), public, rounds=2, workers=2)
     for id in "abc":
         np.testing.assert_array_equal(one.model(id).predict_proba(public), two.model(id).predict_proba(public))
     assert one.measurements == two.measurements

@@ -7,14 +7,10 @@ import re
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
 
 import cosmosfl as cf
-from conftest import make_clients
-from cosmosfl.config import ExperimentConfig
+from conftest import digits_federation, three_kinds
 from cosmosfl.data.sets import PublicSet
-from cosmosfl.experiment import build_federation
 from cosmosfl.methods.fedct import ConsensusLabels, FedCT, HardLabels, consensus_of
 from cosmosfl.protocol import InvalidMessageError, Task
 
@@ -194,27 +190,15 @@ def test_hyper_parameters_are_checked(bad):
 
 
 def test_clients_with_like_data_gain_on_digits():
-    config = ExperimentConfig.parse({"partition": {"clients": 6, "groups": 1}, "clients": {"models": ["mlp"]}})
-    federation = build_federation(config)
+    federation = digits_federation(groups=1)
     run = FedCT(local_epochs=20, period=2).fit(federation.clients, federation.public, rounds=3)
     assert run.accuracy("local").mean == pytest.approx(56.76, abs=1.5)
     assert run.accuracy("client").mean == pytest.approx(75.98, abs=1.5)
 
 
-def mixed_clients() -> list[cf.Client]:
-    learners = iter(
-        [
-            cf.TorchLearner("mlp"),
-            cf.SklearnLearner(RandomForestClassifier(5)),
-            cf.SklearnLearner(LogisticRegression()),
-        ]
-    )
-    return make_clients(3, learner=lambda: next(learners))
-
-
 def test_models_of_any_kind_take_part_and_the_number_of_workers_changes_nothing(public):
-    one = FedCT(quorum=0.5).fit(mixed_clients(), public, rounds=2)
-    two = FedCT(quorum=0.5).fit(mixed_clients(), public, rounds=2, workers=2)
+    one = FedCT(quorum=0.5).fit(three_kinds(), public, rounds=2)
+    two = FedCT(quorum=0.5).fit(three_kinds(), public, rounds=2, workers=2)
     for id in "abc":
         np.testing.assert_array_equal(one.model(id).predict_proba(public), two.model(id).predict_proba(public))
     assert one.measurements == two.measurements

@@ -157,6 +157,14 @@ def test_what_is_not_a_finished_run_is_refused(run, tmp_path):
         cf.load(tmp_path / "begun")
 
 
+def test_a_run_without_its_models_says_so(saved, tmp_path):
+    cell = tmp_path / "cell"
+    shutil.copytree(saved, cell)
+    shutil.rmtree(cell / "models")
+    with pytest.raises(RunDirectoryError, match="holds no models: .* keeps them with --save-models only"):
+        cf.load(cell)
+
+
 def test_metrics_are_on_disk_while_the_run_goes_on(public, tmp_path):
     directory = RunDirectory.create(tmp_path / "run", {})
     lines = []

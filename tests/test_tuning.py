@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from cosmosfl import experiment
 from cosmosfl.cli import app
-from cosmosfl.config import ConfigError, ExperimentConfig, for_method, read_preset, read_toml
+from cosmosfl.config import ConfigError, ExperimentConfig, read_preset, read_toml
+from cosmosfl.layers import for_method
 from cosmosfl.methods import METHODS
 from cosmosfl.methods.local import Local, LocalClient
 from cosmosfl.protocol import InvalidMessageError, Method, NotApplicableError
@@ -241,7 +242,8 @@ def test_so_is_one_that_finds_out_late(tmp_path, monkeypatch):
             refuse(self, [])
 
     registered(monkeypatch, side=Side)
-    monkeypatch.setattr("cosmosfl.tuning.METHODS", {name: METHODS[name] for name in ("fake", "local")})
+    for module in ("tuning", "layers"):
+        monkeypatch.setattr(f"cosmosfl.{module}.METHODS", {name: METHODS[name] for name in ("fake", "local")})
     watcher = Watcher()
     assert [tuned.method for tuned in run_search(plan("all"), tmp_path / "all", callbacks=[watcher])] == ["local"]
     assert watcher.outcomes[0] == NotTuned("fake", "method 'fake' cannot run here")
@@ -316,9 +318,9 @@ def test_a_preset_for_one_method_serves_all():
 
 
 def test_keys_that_no_method_has_name_the_nearest():
-    with pytest.raises(TuningError, match="method.server_epoch: 'server_epoch' is not known; did you mean 'server_epo"):
+    with pytest.raises(ConfigError, match="method.server_epoch: 'server_epoch' is not known; did you mean 'server_epo"):
         plan("local,cosmos", {"method": {"server_epoch": 1}})
-    with pytest.raises(TuningError, match="method.server_epochs"):
+    with pytest.raises(ConfigError, match="method.server_epochs"):
         plan("local", {"method": {"server_epochs": 1}})
     # but one that a file has for another method is not meant for this one
     plan_search("local", [TINY], [{"method": {"name": "cosmos", "server_epochs": 1}}])

@@ -314,7 +314,8 @@ def test_what_was_agreed_on_in_one_round_holds_in_the_next():
 
 def test_a_round_in_which_nobody_is_accepted_is_an_error_with_all_reasons():
     side = FedAvg().server_side(PUBLIC, TASK)
-    with pytest.raises(InvalidMessageError, match="none of 1 messages was accepted; client 'a': weights: of round 3"):
+    reason = "none of 1 messages was accepted; client 'a': weights are of round 3"
+    with pytest.raises(InvalidMessageError, match=reason):
         side.step([("a", LocalWeights(3, weights(), 1))])
 
 

@@ -480,7 +480,8 @@ def _resolve(
     options: dict[str, Any], assignments: list[str] | None, config: Path | None, preset: str | None
 ) -> ExperimentConfig:
     """Return the configuration: options (None: not given), then the file, the preset, and the defaults."""
-    from cosmosfl.config import ExperimentConfig, for_method, parse_assignments, read_preset, read_toml
+    from cosmosfl.config import ExperimentConfig, parse_assignments, read_preset, read_toml
+    from cosmosfl.layers import for_method
     from cosmosfl.methods import METHODS
 
     given = [

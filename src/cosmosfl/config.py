@@ -390,33 +390,6 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def for_method(layer: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Return what a layer, written for any method, says to this one, so that all can be run with the same layers.
-
-    A ``[method]`` table without a name is meant for every method that has its keys. One with a name, as presets have,
-    is meant for that method; others take its numbers of epochs only, which are the budget that all share. The name
-    itself is left out, and so is `research_code.known_groups` for methods that do not search for clusters.
-
-    Raises
-    ------
-    ConfigError
-        If the method is no table.
-    """
-    table = layer.get("method", {})
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"method: {table!r}; expected a table of settings, such as method.local_epochs = 5")
-    own = _known_keys(["method"], method)[1:]
-    named = table.get("name")
-    if named == method:
-        kept = {key: value for key, value in table.items() if key != "name"}
-    else:
-        kept = {k: v for k, v in table.items() if k in own and (named is None or k.endswith("_epochs"))}
-    result = {**layer, "method": kept}
-    if "n_clusters" not in own and isinstance(switches := layer.get("research_code"), Mapping):
-        result["research_code"] = {key: value for key, value in switches.items() if key != "known_groups"}
-    return result
-
-
 def _known_groups(tables: _Tables, method: Method) -> int:
     """Return the number of groups that the method is to search for; for `ResearchCodeConfig.known_groups`."""
     options = tables.partition.options()
@@ -450,7 +423,7 @@ def _one_line(error: ErrorDetails, prefix: tuple[str, ...], method: str) -> str:
     keys = [part for part in path if part.replace("_", "").isalnum()]
     key = ".".join(keys)
     if error["type"] == "extra_forbidden":
-        return unknown(key, keys[-1], _known_keys(keys[:-1], method)).replace(
+        return unknown(key, keys[-1], known_keys(keys[:-1], method)).replace(
             f": {keys[-1]!r} is not known", ": no such key"
         )
     if error["type"] == "value_error":
@@ -459,7 +432,8 @@ def _one_line(error: ErrorDetails, prefix: tuple[str, ...], method: str) -> str:
     return f"{key}: {error['input']!r}; {expected.replace('input should be', 'expected')}"
 
 
-def _known_keys(path: Sequence[str], method: str) -> list[str]:
+def known_keys(path: Sequence[str], method: str) -> list[str]:
+    """Return the keys that the table at `path` may have, in a configuration of this method."""
     if not path:
         return [*_Tables.model_fields, "method"]
     if path[0] == "method":

@@ -3,10 +3,13 @@
 A round of a client is training on n private samples for E epochs, prediction of the m public samples, and training on
 those for D epochs; a round of the server is training on them for S epochs and prediction, for each of K clusters. So
 
-    seconds = rounds · (Σ_clients (E·n + D·m)·t_train + m·t_predict + K·(S·m·t_train + m·t_predict)) / workers
+    seconds = rounds · (Σ_clients ((E·n + D·m)·t_train + m·t_predict) / workers
+                        + K·m·(S·t_train + t_predict) / min(workers, K))
 
-where the t, seconds per sample, are measured here, for each kind of model, on samples of the federation itself. Tests
-are predictions too: of each client's model at two moments, and of every cluster model. Baseline: the E·n alone.
+where the t, seconds per sample, are measured here, for each kind of model, on samples of the federation itself; a
+method that trains on something else says so (`Method.training_samples`). Tests are predictions too: of each client's
+model at two moments, and of every cluster model. The baseline is the E·n alone. Not counted: the start of processes,
+and what a centralized reference does at its server beyond one model.
 """
 
 from __future__ import annotations
@@ -31,8 +34,7 @@ from cosmosfl.experiment import Federation
 from cosmosfl.learners.refit import RefitLearner
 from cosmosfl.methods.local import Local
 from cosmosfl.methods.predictions import LARGE, PredictionMethod
-from cosmosfl.methods.weights import WeightMethod
-from cosmosfl.protocol import Client, Learner
+from cosmosfl.protocol import Client, Learner, Method
 
 PROBE = 64
 """Samples that a timed step of a model trained in epochs is made on, unless its batches are larger."""
@@ -112,43 +114,44 @@ def estimate(config: ExperimentConfig, federation: Federation) -> Cost:
                 speeds["server"] = measure(teacher, federation.public.inputs, federation.n_classes)
     finally:
         torch.set_num_threads(before)
-    rounds, E = config.rounds + 1, method.local_epochs
-    D, S = getattr(method, "distill_epochs", 0), getattr(method, "server_epochs", 0)
+    rounds, alone = config.rounds + 1, Local(local_epochs=method.local_epochs)
+    S = getattr(method, "server_epochs", 0)
     K = getattr(method, "n_clusters", None) or config.partition.options().get("groups", 1)
     workers = n_workers(config.workers, len(clients))
     tests = sum(len(client.test) for client in clients if client.test is not None)
-    apart = isinstance(method, PredictionMethod)
-    own = sum(_round(speeds[repr(c.learner)], c, E, m if apart else 0, D) for c in clients)
+    own = sum(_round(speeds[repr(c.learner)], c, method, m) for c in clients)
     server = 0.0
     if "server" in speeds:
         speed = speeds["server"]
         server = K * (S * m * speed.train + (m + tests) * speed.predict)
-    alone = sum(_round(speeds[repr(c.learner)], c, E, 0, 0) for c in clients)
+    baseline = sum(_round(speeds[repr(c.learner)], c, alone, m) for c in clients)
     with_baseline = config.local_baseline and method.name != Local.name and tests
-    predictions = m * federation.n_classes * 4 if apart else 0
-    weights = max(s.state_bytes for s in speeds.values()) if isinstance(method, WeightMethod) else 0
+    weights = max(speeds[kind].state_bytes for kind in kinds)
+    message = method.message_bytes(m, federation.n_classes, weights)
+    kept = len(clients) * message // 2 if isinstance(method, PredictionMethod) else 0  # in half precision
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Cost(
         clients=rounds * own / workers,
         server=rounds * server / min(workers, K),
-        baseline=rounds * alone / workers if with_baseline else 0.0,
+        baseline=rounds * baseline / workers if with_baseline else 0.0,
         workers=workers,
         clusters=K if "server" in speeds else 0,
-        uplink=predictions + weights,
-        downlink=predictions + weights,
+        uplink=message,
+        downlink=message,
         exchanges=rounds * len(clients),
-        memory=resident * (workers + 1 if workers > 1 else 1) + min(LARGE, len(clients) * predictions // 2),
+        memory=resident * (workers + 1 if workers > 1 else 1) + min(LARGE, kept),
         disk=sum(speeds[repr(c.learner)].state_bytes for c in clients),
         speeds={kind: (kinds[kind] or K, speed) for kind, speed in speeds.items()},
     )
 
 
-def _round(speed: Speed, client: Client, local_epochs: int, public: int, distill_epochs: int) -> float:
+def _round(speed: Speed, client: Client, method: Method, m: int) -> float:
+    """Return the seconds of a client's round."""
     n, tests = len(client.private), len(client.test) if client.test is not None else 0
-    if speed.in_epochs:
-        trained = local_epochs * n + distill_epochs * public
-    else:  # fitted anew on all of it, at both moments
-        trained = (n + public) * (2 if public and distill_epochs else 1)
+    public = m if isinstance(method, PredictionMethod) else 0
+    trained = method.training_samples(n, m)
+    if not speed.in_epochs:  # fitted anew on all of it, at both moments
+        trained = (n + public) * (2 if public else 1)
     return trained * speed.train + (public + (2 if public else 1) * tests) * speed.predict
 
 

@@ -275,6 +275,10 @@ class ClientSide(ABC, Generic[Down, Up]):
     def finish(self, message: Down) -> None:
         """Take the server's last message; nothing is sent back."""
 
+    def rng(self, purpose: str, round: int) -> np.random.Generator:
+        """Return the random stream of this client for a purpose (``"client fit"``) in a round."""
+        return stream(self.task.seed, purpose, self.id, round)
+
     def fit(self, round: int, epochs: int) -> None:
         """Train on the private set."""
         self.learner.fit(
@@ -282,13 +286,12 @@ class ClientSide(ABC, Generic[Down, Up]):
             self.private.labels,
             n_classes=self.task.n_classes,
             epochs=epochs,
-            rng=stream(self.task.seed, "client fit", self.id, round),
+            rng=self.rng("client fit", round),
         )
 
     def distill(self, round: int, inputs: InputArray, probabilities: FloatArray, epochs: int) -> None:
         """Train on public inputs (n, ...) with soft labels (n, C)."""
-        rng = stream(self.task.seed, "client distill", self.id, round)
-        self.learner.distill(inputs, probabilities, epochs=epochs, rng=rng)
+        self.learner.distill(inputs, probabilities, epochs=epochs, rng=self.rng("client distill", round))
 
     def predict(self, inputs: InputArray) -> FloatArray:
         """Return the learner's probabilities (n, C), checked."""
@@ -422,6 +425,28 @@ class Method(BaseModel, ABC):
             If it cannot run with them.
         """
         return self
+
+    def training_samples(self, private: int, public: int) -> int:
+        """Return how many samples the training steps of a client see in a round, for `cosmosfl.cost`.
+
+        Parameters
+        ----------
+        private, public
+            Samples of the client, and of the public set.
+        """
+        return self.local_epochs * private
+
+    def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
+        """Return the size of a client's answer, and of the server's to it, for `cosmosfl.cost`.
+
+        Parameters
+        ----------
+        public, n_classes
+            Samples of the public set, and classes.
+        weights
+            Bytes of a client's model.
+        """
+        return 0
 
     @abstractmethod
     def client_side(self, client: Client, public: PublicSet, task: Task) -> ClientSide[Any, Any]:

@@ -19,7 +19,7 @@ from cosmosfl.events import Event, Traffic
 from cosmosfl.learners import BoostingLearner, SklearnLearner, TorchLearner
 from cosmosfl.models import MODELS
 from cosmosfl.protocol import TRAINING_PREFIX, ClientId, Clustering, Learner, Rejection
-from cosmosfl.store import SCHEMA, RunDirectory, write_atomically
+from cosmosfl.store import SCHEMA, RunDirectory, RunDirectoryError, write_atomically
 
 
 class ModelNotLoadedError(RuntimeError):
@@ -37,7 +37,7 @@ class Run:
     method, rounds, seed, n_classes
         What was run.
     models
-        Each client's own trained model, by id.
+        Each client's own trained model, by id; after a run, read from disk anew each time it is asked for.
     cluster_models
         The server's models, by index into `clusters`.
     clustering
@@ -258,6 +258,11 @@ def load(
 
 
 def _read_index(directory: Path) -> dict[str, Any]:
+    if not (directory / "index.json").is_file():
+        raise RunDirectoryError(
+            f"{directory.parent} holds no models: the run is not finished, or it is a comparison's cell, which keeps "
+            "them with --save-models only"
+        )
     content = json.loads((directory / "index.json").read_text(encoding="utf-8"))
     assert isinstance(content, dict)
     return content

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tomli_w
 
-from cosmosfl.config import ConfigError, ExperimentConfig, for_method, parse_assignments
+from cosmosfl.config import ConfigError, ExperimentConfig, parse_assignments
 from cosmosfl.data.sets import IntArray
 from cosmosfl.events import Event
 from cosmosfl.experiment import Federation, build_federation, run_experiment
+from cosmosfl.layers import NOT_DECIDING, Layer, check_method_keys, choose_methods, flat, for_method
 from cosmosfl.learners.torch import TorchLearner
 from cosmosfl.methods import METHODS
-from cosmosfl.naming import unknown
 from cosmosfl.protocol import Client, InvalidMessageError, NotApplicableError
 from cosmosfl.randomness import stream
 from cosmosfl.store import write_atomically
@@ -45,11 +45,7 @@ if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "trials.journal"
-Layer = Mapping[str, Any]
-"""A partial configuration: nested tables."""
 _FACTOR, _SEARCH, _RATES, _ERROR = "factor", "search", "rates", "error"
-_NOT_DECIDING = ("config.workers", "config.dataset.data_dir")
-"""Keys that change no result: with other values a finished trial is still the same."""
 
 
 class TuningError(ConfigError):
@@ -146,13 +142,13 @@ class Search:
 
     def identity(self, method: str) -> dict[str, Any]:
         """Return all that decides about the trials of a method: dotted key -> value."""
-        config = _flat({"config": self.configs[method].to_dict()})
+        config = flat(self.configs[method].to_dict())
         return {
             "trials": self.trials,
             "span": self.span,
             "validation": self.validation,
             "tunable": list(METHODS[method].tunable),
-            **{key: value for key, value in config if key not in _NOT_DECIDING},
+            **{f"config.{'.'.join(path)}": value for path, value in config if path not in NOT_DECIDING},
         }
 
 
@@ -174,7 +170,7 @@ def plan_search(
     assigned
         Partial configurations that were set by hand; the first has precedence.
     files
-        Those below them, from a file or a preset. Each layer is taken as `cosmosfl.config.for_method` says.
+        Those below them, from a file or a preset. Each layer is taken as `cosmosfl.layers.for_method` says.
     trials
         For every method.
     span
@@ -191,9 +187,11 @@ def plan_search(
         If the data cannot be had or split.
     """
     factors = search_factors(trials, span)
-    chosen, by_name = _chosen(methods)
+    chosen, by_name = choose_methods(methods)
     own = {name: [for_method(layer, name) for layer in (*assigned, *files)] for name in chosen}
-    _check_method_keys(chosen, assigned, files)
+    if any("name" in layer.get("method", {}) for layer in assigned):
+        raise TuningError("method.name: the methods are given with --methods; expected none to be set")
+    check_method_keys(chosen, (*assigned, *files))
     configs = {name: _parse(name, *layers) for name, layers in own.items()}
     candidates = {
         name: tuple(_candidate(name, configs[name], factor, own[name]) for factor in factors) for name in chosen
@@ -332,42 +330,18 @@ def check_optuna() -> None:
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
-def _chosen(methods: str) -> tuple[tuple[str, ...], bool]:
-    """Return the names of the methods, and whether they were given one by one."""
-    if methods.strip() == "all":
-        return tuple(METHODS), False
-    names = tuple(dict.fromkeys(filter(None, map(str.strip, methods.split(",")))))
-    if not names:
-        raise TuningError("methods: none; expected 'all', or names with commas between them")
-    for name in names:
-        if name not in METHODS:
-            raise TuningError(unknown("methods", name, ["all", *METHODS]))
-    return names, True
-
-
-def _check_method_keys(methods: Sequence[str], assigned: Sequence[Layer], files: Sequence[Layer]) -> None:
-    """Refuse what would be without effect: the name of a method set by hand, and keys that none of the methods has."""
-    if any("name" in layer.get("method", {}) for layer in assigned):
-        raise TuningError("method.name: the methods are given with --methods; expected none to be set")
-    known = {key for name in methods for key in METHODS[name].model_fields} - {"teacher"}
-    for layer in (*assigned, *files):
-        table = layer.get("method", {})
-        for key in table if "name" not in table else ():
-            if key not in known:
-                raise TuningError(unknown(f"method.{key}", key, known))
-
-
 def _parse(method: str, *layers: Layer) -> ExperimentConfig:
     return ExperimentConfig.parse({"local_baseline": False, "method": {"name": method}}, *layers)
 
 
 def _candidate(method: str, config: ExperimentConfig, factor: float, layers: Sequence[Layer]) -> Candidate:
-    flat = dict(_flat(config.to_dict()))
+    values = {".".join(path): value for path, value in flat(config.to_dict())}
     rates = {}
     for key in METHODS[method].tunable:
-        if not isinstance(flat.get(key), int | float):
-            raise TuningError(f"{key}: {flat.get(key)!r}; expected a number that a search of {method!r} can start from")
-        rates[key] = float(f"{flat[key] * factor:.3g}")
+        value = values.get(key)
+        if not isinstance(value, int | float):
+            raise TuningError(f"{key}: {value!r}; expected a number that a search of {method!r} can start from")
+        rates[key] = float(f"{value * factor:.3g}")
     return Candidate(factor, rates, _parse(method, _nested(rates), *layers))
 
 
@@ -384,14 +358,6 @@ def _check_applicable(config: ExperimentConfig, federation: Federation) -> None:
 
 def _nested(rates: Mapping[str, float]) -> dict[str, Any]:
     return parse_assignments([f"{key}={value!r}" for key, value in rates.items()])
-
-
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 # --- trials -----------------------------------------------------------------------------------------------------------

@@ -20,8 +20,7 @@ from cosmosfl.evaluation.statistics import OverSeeds
 from cosmosfl.methods import METHODS
 from cosmosfl.methods.cosmos import Cosmos
 from cosmosfl.methods.local import Local
-from cosmosfl.report.figures import _whole_numbers as whole_numbers
-from cosmosfl.report.figures import blank_figure, label
+from cosmosfl.report.figures import blank_figure, label, whole_numbers
 from cosmosfl.report.results import percent, plural, points, size
 
 MANY_METHODS = 6

@@ -10,7 +10,7 @@ the last precedence, a cell's configuration comes from
 5. ``--config``, then the grid file;
 6. a preset, that of the point if it has one.
 
-`cosmosfl.config.for_method` says what of such a layer concerns which method.
+`cosmosfl.layers.for_method` says what of such a layer concerns which method.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cosmosfl.config import ConfigError, ExperimentConfig, for_method, read_preset
+from cosmosfl.config import ConfigError, ExperimentConfig, read_preset
 from cosmosfl.evaluation.metrics import Moment
+from cosmosfl.layers import Layer, check_method_keys, for_method
 from cosmosfl.methods import METHODS
 from cosmosfl.methods.local import Local
-from cosmosfl.naming import unknown
 
-Layer = Mapping[str, Any]
-"""A partial configuration: nested tables."""
 Labels = tuple[str | None, ...]
 """A place in the grid, a label per axis; None where the axis has no effect on the method."""
 Metric = Literal["top1", "top5"]
@@ -175,7 +173,8 @@ class Grid:
         GridError
             With everything that is wrong with any of them.
         """
-        self._check_method_keys()
+        levels = (level for axis in self.axes for level in axis.levels.values())
+        check_method_keys(self.methods, (self.assigned, *self.files, *levels))
         cells, errors = [], _Errors()
         taken: set[str] = set()
         for seed in self.seeds:
@@ -241,17 +240,6 @@ class Grid:
         taken.add(name.casefold())
         return name
 
-    def _check_method_keys(self) -> None:
-        """Refuse keys of a method that none of the methods has: they would be without effect."""
-        known = sorted({key for method in self.methods for key in _method_keys(method)})
-        for layer in (self.assigned, *self.files, *(level for axis in self.axes for level in axis.levels.values())):
-            table = layer.get("method", {})
-            if "name" in table:  # the method of this name checks them, if it takes part
-                continue
-            for key in table:
-                if key not in known:
-                    raise GridError(unknown(f"method.{key}", key, known))
-
 
 class _Errors:
     """Messages, and which cells have them."""
@@ -305,15 +293,6 @@ def _nested(key: str, value: Any) -> Layer:
         value = {step: value}
     assert isinstance(value, dict)
     return value
-
-
-def flat(tables: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the path and the value of every key in nested tables."""
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, (*prefix, key))
-        else:
-            yield (*prefix, key), value
 
 
 def check_layer(layer: Layer, where: str) -> None:

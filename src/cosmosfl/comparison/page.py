@@ -18,7 +18,6 @@ from cosmosfl.comparison.figures import (
     method_style,
     traffic_figure,
 )
-from cosmosfl.comparison.grid import flat
 from cosmosfl.comparison.outcome import METRIC_WORDS, Comparison, Contrast, Point, Row
 from cosmosfl.comparison.tables import (
     CEILING,
@@ -35,11 +34,10 @@ from cosmosfl.comparison.tables import (
 )
 from cosmosfl.evaluation.metrics import Moment
 from cosmosfl.evaluation.statistics import SIGNIFICANT, OverSeeds
+from cosmosfl.layers import flat
 from cosmosfl.methods import METHODS
 from cosmosfl.methods.local import Local
-from cosmosfl.report.page import _GLOSSARY as GLOSSARY
-from cosmosfl.report.page import _table as table
-from cosmosfl.report.page import document, plot, text
+from cosmosfl.report.page import GLOSSARY, document, plot, table, text
 from cosmosfl.report.results import duration, plural, size
 from cosmosfl.store import write_atomically
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from cosmosfl.comparison.grid import Axis, Grid, GridError, Layer, Metric, check_layer, flat
+from cosmosfl.comparison.grid import Axis, Grid, GridError, Metric, check_layer
 from cosmosfl.config import ExperimentConfig, parse_assignments, read_toml
 from cosmosfl.evaluation.metrics import Moment
+from cosmosfl.layers import Layer, choose_methods, flat
 from cosmosfl.methods import METHODS
 from cosmosfl.methods.cosmos import Cosmos
 from cosmosfl.methods.local import Local
@@ -266,17 +267,10 @@ def read_tuned(directory: str | Path, methods: Iterable[str]) -> tuple[dict[str,
 
 
 def _methods(option: str | None, compare: Literal["all"] | tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
-    """Return the names of the methods, and whether they were given one by one."""
-    if option is not None:
-        compare = "all" if option.strip() == "all" else tuple(filter(None, map(str.strip, option.split(","))))
-    if compare == "all":
-        return tuple(METHODS), False
-    if not compare:
-        raise GridError("methods: none; expected 'all', or names with commas between them")
-    for name in compare:
-        if name not in METHODS:
-            raise GridError(unknown("methods", name, ["all", *METHODS]))
-    return tuple(dict.fromkeys([*compare, Local.name])), True
+    """Return the names of the methods, always with ``local``, and whether they were given one by one."""
+    listed = compare if compare == "all" else ",".join(compare)
+    methods, by_name = choose_methods(listed if option is None else option)
+    return tuple(dict.fromkeys([*methods, Local.name])), by_name
 
 
 def _seeds(option: str) -> tuple[int, ...]:

@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cosmosfl.comparison.grid import GridError, flat
+from cosmosfl.comparison.grid import GridError
 from cosmosfl.comparison.plan import Plan
 from cosmosfl.config import ExperimentConfig
 from cosmosfl.engine.pool import Pool, WorkerDiedError, n_workers
 from cosmosfl.experiment import build_federation, run_experiment
+from cosmosfl.layers import NOT_DECIDING, flat
 from cosmosfl.store import RunDirectory, RunDirectoryError, write_atomically
 
 SCHEMA = 1
@@ -34,8 +35,6 @@ FILE_NAME = "comparison.json"
 State = Literal["finished", "failed", "begun", "missing"]
 OnDone = Callable[[str, str | None], None]
 """on_done(cell, error): a cell is done; error is None if it is finished."""
-_NOT_DECIDING = {("workers",), ("dataset", "data_dir")}
-"""Keys that change no result: with another value a finished cell is still the same."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def _check_finished(plan: Plan, out: Path) -> None:
 
 def _deciding(config: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     """Return what decides about the result, without what is None: TOML has no null."""
-    return {path: value for path, value in flat(config) if value is not None and path not in _NOT_DECIDING}
+    return {path: value for path, value in flat(config) if value is not None and path not in NOT_DECIDING}
 
 
 @contextmanager

@@ -203,7 +203,7 @@ class TorchLearner:
         self.build(inputs.shape[1:], n_classes, rng)
 
         def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            value = F.cross_entropy(self._logits(module, x), y, label_smoothing=self.label_smoothing)
+            value = F.cross_entropy(self.logits(module, x), y, label_smoothing=self.label_smoothing)
             return value if penalty is None else value + penalty(module)
 
         named = dict(self.module.named_parameters())
@@ -222,11 +222,11 @@ class TorchLearner:
         departures = self.departures
 
         def loss(module: nn.Module, x: Tensor, p: Tensor) -> Tensor:
-            logits = self._logits(module, x)
+            logits = self.logits(module, x)
             value = kl_to_targets(logits, p)
             if self.consistency:
                 with torch.set_grad_enabled(not departures.consistency_without_gradient):
-                    noisy = self._logits(module, x + self.consistency_noise * torch.randn_like(x))
+                    noisy = self.logits(module, x + self.consistency_noise * torch.randn_like(x))
                     term = consistency(logits, noisy)
                 value = value + self.consistency * term
             return value
@@ -243,7 +243,7 @@ class TorchLearner:
         module.eval()
         with torch.inference_mode():
             parts = [
-                self._logits(module, self._tensor(inputs[start : start + batch_size])).softmax(dim=1).cpu()
+                self.logits(module, self.tensor(inputs[start : start + batch_size])).softmax(dim=1).cpu()
                 for start in range(0, len(inputs), batch_size)
             ]
         return torch.cat(parts).numpy() if parts else np.zeros((0, self._n_classes), np.float32)
@@ -320,7 +320,7 @@ class TorchLearner:
         make = _OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         train(
             self.module,
-            self._tensor(inputs),
+            self.tensor(inputs),
             targets.to(self.device),
             loss,
             make((p for p in self.module.parameters() if p.requires_grad), learning_rate),
@@ -332,12 +332,14 @@ class TorchLearner:
             ordered=ordered,
         )
 
-    def _logits(self, module: nn.Module, inputs: Tensor) -> Tensor:
+    def logits(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the module's logits (n, C), float32, computed in this learner's precision."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits: Tensor = module(inputs)
         return logits.float()
 
-    def _tensor(self, inputs: InputArray) -> Tensor:
+    def tensor(self, inputs: InputArray) -> Tensor:
+        """Return inputs (n, ...) as the module takes them: scaled floats on its device, images with channels last."""
         # a read-only memory map is copied
         tensor = torch.from_numpy(np.require(inputs, requirements=["C", "W"])).to(self.device)
         tensor = tensor.float().div_(127.5).sub_(1) if tensor.dtype == torch.uint8 else tensor.float()

@@ -80,6 +80,10 @@ class Comet(PredictionMethod):
             raise NotApplicableError(f"n_clusters: {self.n_clusters}; expected at most {len(clients)}, one per client")
         return self
 
+    def training_samples(self, private: int, public: int) -> int:
+        """Return those of the private set, and as many public ones: each batch comes with one of these."""
+        return 2 * self.local_epochs * private
+
     def client_side(self, client: Client, public: PublicSet, task: Task) -> CometClient:
         """Return what `client` does."""
         return CometClient(self, client, public, task)
@@ -119,13 +123,13 @@ class CometClient(PredictionClient):
         elif isinstance(self.learner, TorchLearner):
             shape = (len(self.public), self.task.n_classes)
             mean = check_probabilities(message.probabilities, shape=shape, source="server: mean of the cluster")
-            rng = stream(self.task.seed, "client co-distillation", self.id, round)
+            rng = self.rng("client co-distillation", round)
             self.learner.fit(
                 self.private.inputs,
                 self.private.labels,
                 n_classes=self.task.n_classes,
                 epochs=self.method.local_epochs,
-                rng=stream(self.task.seed, "client fit", self.id, round),
+                rng=self.rng("client fit", round),
                 penalty=CoDistillation(self.method, self.learner, self.public.inputs, mean, rng),
             )
         else:
@@ -167,10 +171,10 @@ class CoDistillation:
     def __call__(self, module: nn.Module) -> Tensor:
         """Return the term for the next batch."""
         index = next(self.batches)
-        x = self.learner._tensor(self.inputs[index])
+        x = self.learner.tensor(self.inputs[index])
         if self.learner.augment is not None:
             x = self.learner.augment(x, self.generator)
-        logits = self.learner._logits(module, x)
+        logits = self.learner.logits(module, x)
         mean = torch.from_numpy(self.mean[index]).to(x.device)
         if self.method.loss == "kl":
             distance = kl_to_targets(logits, mean)

@@ -41,6 +41,10 @@ class Ditto(WeightMethod):
 
     lam: Strength = 1.0
 
+    def training_samples(self, private: int, public: int) -> int:
+        """Return those of the global and of the personal model."""
+        return 2 * self.local_epochs * private
+
     def client_side(self, client: Client, public: PublicSet, task: Task) -> DittoClient:
         """Return what `client` does."""
         return DittoClient(self, client, public, task)

@@ -42,6 +42,10 @@ class FedBABU(FedAvg):
     fine_tune_epochs: NonNegativeInt = 5
     fine_tune: Literal["full", "head", "body"] = "full"
 
+    def training_samples(self, private: int, public: int) -> int:
+        """Return those of the body and of the fine-tuning that is only measured."""
+        return (self.local_epochs + self.fine_tune_epochs) * private
+
     def client_side(self, client: Client, public: PublicSet, task: Task) -> FedBABUClient:
         """Return what `client` does."""
         return FedBABUClient(self, client, public, task)

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
 from cosmosfl.data.sets import PublicSet
-from cosmosfl.methods.predictions import accepted
+from cosmosfl.methods.door import accepted
 from cosmosfl.protocol import Client, ClientId, ClientSide, InvalidMessageError, Message, Method, ServerSide, Task
-from cosmosfl.randomness import stream
 
 Classes = npt.NDArray[np.unsignedinteger[Any]]
 """A class for each public sample, (m,), in the smallest type that has room for C: that number says there is none."""
@@ -62,6 +61,14 @@ class FedCT(Method):
 
     period: PositiveInt = 1
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def training_samples(self, private: int, public: int) -> int:
+        """Return those of both sets, as far as the vote has a winner everywhere."""
+        return self.local_epochs * (private + public)
+
+    def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
+        """Return one or two for a public sample, in a round with a vote."""
+        return public * np.min_scalar_type(n_classes).itemsize
 
     def client_side(self, client: Client, public: PublicSet, task: Task) -> FedCTClient:
         """Return what `client` does."""
@@ -109,7 +116,7 @@ class FedCTClient(ClientSide[ConsensusLabels, HardLabels]):
             labels,
             n_classes=self.task.n_classes,
             epochs=self.method.local_epochs,
-            rng=stream(self.task.seed, "client fit", self.id, round),
+            rng=self.rng("client fit", round),
         )
 
 

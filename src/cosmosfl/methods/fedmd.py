@@ -50,9 +50,21 @@ class ConsensusMethod(PredictionMethod):
         They follow from the seed of the run and the round, so that they need not be sent.
         """
         m = len(public)
-        wanted = self.subset if isinstance(self.subset, int) else max(1, int(np.rint(self.subset * m)))
         rng = stream(task.seed, "public subset", round)
-        return np.sort(rng.choice(m, size=min(wanted, m), replace=False))
+        return np.sort(rng.choice(m, size=self.size_of_part(m), replace=False))
+
+    def size_of_part(self, public: int) -> int:
+        """Return the number of samples in a round, of a public set of this size."""
+        wanted = self.subset if isinstance(self.subset, int) else max(1, int(np.rint(self.subset * public)))
+        return min(wanted, public)
+
+    def training_samples(self, private: int, public: int) -> int:
+        """Return those of the private set and of the part of the public set."""
+        return super().training_samples(private, self.size_of_part(public))
+
+    def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
+        """Return those of probabilities on the part of the public set."""
+        return super().message_bytes(self.size_of_part(public), n_classes, weights)
 
     @abstractmethod
     def consensus(self, predictions: Iterable[FloatArray]) -> FloatArray:

@@ -31,6 +31,10 @@ class FedRep(FedAvg):
 
     head_epochs: PositiveInt = 10
 
+    def training_samples(self, private: int, public: int) -> int:
+        """Return those of the body and of the head."""
+        return (self.local_epochs + self.head_epochs) * private
+
     def client_side(self, client: Client, public: PublicSet, task: Task) -> FedRepClient:
         """Return what `client` does."""
         return FedRepClient(self, client, public, task)

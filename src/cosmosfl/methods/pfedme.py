@@ -29,7 +29,6 @@ from cosmosfl.methods.weights import (
     proximal,
 )
 from cosmosfl.protocol import Client, Task
-from cosmosfl.randomness import stream
 
 
 class PFedMe(WeightMethod):
@@ -82,6 +81,10 @@ class PFedMe(WeightMethod):
     personal_learning_rate: Positive = 0.09
     beta: Positive = 1.0
 
+    def training_samples(self, private: int, public: int) -> int:
+        """Return those of all inner steps, unless `batches` is given, whose size the learner knows."""
+        return self.inner_steps * self.local_epochs * private
+
     def client_side(self, client: Client, public: PublicSet, task: Task) -> PFedMeClient:
         """Return what `client` does."""
         return PFedMeClient(self, client, public, task)
@@ -103,7 +106,7 @@ class PFedMeClient(WeightClient):
         received = parameters(self.learner.module)
         w = parameters(self.learner.module)
         inner = _with_sgd(self.learner, method.personal_learning_rate)
-        rng = stream(self.task.seed, "client fit", self.id, round)
+        rng = self.rng("client fit", round)
         for index in self.mini_batches(rng):
             inner.fit(
                 self.private.inputs[index],

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import NonNegativeInt
 
 from cosmosfl.data.sets import FloatArray, InputArray, PublicSet
+from cosmosfl.methods.door import accepted
 from cosmosfl.protocol import (
     Client,
     ClientId,
     ClientSide,
-    InvalidMessageError,
     Message,
     Method,
-    Rejection,
     ServerSide,
     Task,
     check_probabilities,
@@ -58,6 +56,14 @@ class PredictionMethod(Method):
     """
 
     distill_epochs: NonNegativeInt = 5
+
+    def training_samples(self, private: int, public: int) -> int:
+        """Return those of the private set and of the public set."""
+        return self.local_epochs * private + self.distill_epochs * public
+
+    def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
+        """Return those of single-precision probabilities."""
+        return 4 * public * n_classes
 
     def client_side(self, client: Client, public: PublicSet, task: Task) -> PredictionClient:
         """Return what `client` does."""
@@ -98,57 +104,6 @@ class PredictionClient(ClientSide[TeacherLabels, PseudoLabels]):
     def exchanged(self, round: int) -> InputArray:
         """Return the public inputs that predictions are exchanged on in this round: here, all."""
         return self.public.inputs
-
-
-class OfRound(Protocol):
-    """A message that says which round it is of."""
-
-    @property
-    def round(self) -> int: ...  # noqa: D102
-
-
-Answer = TypeVar("Answer", bound=OfRound)
-Content = TypeVar("Content")
-
-
-def accepted(
-    server: ServerSide[Any, Any],
-    uplinks: Iterable[tuple[ClientId, Answer]],
-    check: Callable[[Answer, str], Content],
-    what: str,
-) -> Iterator[tuple[ClientId, Content]]:
-    """Yield the content of messages that are what was agreed on; record the others as rejections of `server`.
-
-    Parameters
-    ----------
-    check
-        ``check(message, source)`` returns the content, or raises `InvalidMessageError`.
-    what
-        What the messages hold, for the errors.
-
-    Raises
-    ------
-    InvalidMessageError
-        At the end, if there was none.
-    """
-    n_received = n_accepted = 0
-    for client, message in uplinks:
-        n_received += 1
-        source = f"client {client!r}: {what}"
-        try:
-            if message.round != server.round:
-                raise InvalidMessageError(f"{source} are of round {message.round}; expected {server.round}")
-            content = check(message, source)
-        except InvalidMessageError as error:
-            server.rejections.append(Rejection(server.round, client, str(error)))
-            continue
-        n_accepted += 1
-        yield client, content
-    if not n_accepted:
-        raise InvalidMessageError(
-            f"round {server.round}: none of {n_received} messages was accepted; "
-            + "; ".join(r.reason for r in server.rejections if r.round == server.round)
-        )
 
 
 class PredictionServer(ServerSide[TeacherLabels, PseudoLabels]):

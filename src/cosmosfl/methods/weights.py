@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cosmosfl.data.sets import PublicSet
 from cosmosfl.learners.torch import TorchLearner
+from cosmosfl.methods.door import accepted
 from cosmosfl.protocol import (
     Client,
     ClientId,
@@ -24,7 +25,6 @@ from cosmosfl.protocol import (
     Method,
     NotApplicableError,
     NotFittedError,
-    Rejection,
     ServerSide,
     Task,
 )
@@ -90,6 +90,10 @@ class WeightMethod(Method):
                     "the same weights"
                 )
         return self
+
+    def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
+        """Return those of the model."""
+        return weights
 
     def server_side(self, public: PublicSet, task: Task) -> WeightServer:
         """Return what the server does."""
@@ -172,7 +176,7 @@ class WeightClient(ClientSide[GlobalWeights, LocalWeights]):
             self.private.labels,
             n_classes=self.task.n_classes,
             epochs=epochs,
-            rng=stream(self.task.seed, purpose, self.id, round),
+            rng=self.rng(purpose, round),
             penalty=penalty,
             trainable=trainable,
         )
@@ -238,24 +242,16 @@ class WeightServer(ServerSide[GlobalWeights, LocalWeights]):
             At the end, if there was none.
         """
         agreed = None if self.weights is None else _layout(self.weights)
-        n_received = n_accepted = 0
-        for client, message in uplinks:
-            n_received += 1
-            try:
-                layout = _checked_layout(message, self.round)
-                if agreed is not None and layout != agreed:
-                    raise InvalidMessageError(_difference(layout, agreed))
-            except InvalidMessageError as error:
-                self.rejections.append(Rejection(self.round, client, f"client {client!r}: weights: {error}"))
-                continue
+
+        def check(message: LocalWeights, source: str) -> LocalWeights:
+            nonlocal agreed
+            layout = _checked_layout(message, source)
+            if agreed is not None and layout != agreed:
+                raise InvalidMessageError(f"{source}: {_difference(layout, agreed)}")
             agreed = layout
-            n_accepted += 1
-            yield client, message
-        if not n_accepted:
-            raise InvalidMessageError(
-                f"round {self.round}: none of {n_received} messages was accepted; "
-                + "; ".join(r.reason for r in self.rejections if r.round == self.round)
-            )
+            return message
+
+        return accepted(self, uplinks, check, "weights")
 
 
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
@@ -265,16 +261,15 @@ def _layout(weights: Weights) -> Layout:
     return {name: (array.shape, array.dtype) for name, array in weights.items()}
 
 
-def _checked_layout(message: LocalWeights, round: int) -> Layout:
-    if message.round != round:
-        raise InvalidMessageError(f"of round {message.round}; expected {round}")
+def _checked_layout(message: LocalWeights, source: str) -> Layout:
     if not message.samples >= 1:
-        raise InvalidMessageError(f"samples: {message.samples}; expected at least 1")
+        raise InvalidMessageError(f"{source}: samples: {message.samples}; expected at least 1")
     for name, array in message.weights.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-            raise InvalidMessageError(f"{name}: {getattr(array, 'dtype', type(array).__name__)}; expected numbers")
+            found = getattr(array, "dtype", type(array).__name__)
+            raise InvalidMessageError(f"{source}: {name}: {found}; expected numbers")
     if bad := [name for name, array in message.weights.items() if not np.isfinite(array).all()]:
-        raise InvalidMessageError(f"NaN or infinity in {', '.join(bad)}")
+        raise InvalidMessageError(f"{source}: NaN or infinity in {', '.join(bad)}")
     return _layout(message.weights)
 
 

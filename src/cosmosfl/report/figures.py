@@ -84,7 +84,7 @@ def accuracy_figure(
         figure.add_trace(_paper_line(paper, last=rounds[-1]))
     for moment in shown:
         figure.add_traces(_mean_line(moment, found[moment], shifts[moment]))
-    figure.update_xaxes(title_text="round", showgrid=False, **_whole_numbers(rounds))
+    figure.update_xaxes(title_text="round", showgrid=False, **whole_numbers(rounds))
     figure.update_yaxes(title_text="accuracy (%)")
     return figure
 
@@ -442,7 +442,7 @@ def traffic_figure(traffic: Iterable[Traffic]) -> go.Figure | None:
             )
         )
     figure.update_layout(barmode="stack", bargap=0.35, legend_traceorder="normal")
-    figure.update_xaxes(title_text="round", showgrid=False, **_whole_numbers(rounds, pad=0.6))
+    figure.update_xaxes(title_text="round", showgrid=False, **whole_numbers(rounds, pad=0.6))
     figure.update_yaxes(title_text=f"sent so far ({unit})", rangemode="tozero")
     return figure
 
@@ -487,7 +487,7 @@ def blank_figure(height: int | None) -> go.Figure:
     )
 
 
-def _whole_numbers(rounds: Sequence[int], pad: float | None = None) -> dict[str, Any]:
+def whole_numbers(rounds: Sequence[int], pad: float | None = None) -> dict[str, Any]:
     """Return axis settings with at most a dozen whole ticks, and `pad` rounds of room at either end."""
     if not rounds:
         return {}

@@ -44,7 +44,7 @@ from cosmosfl.store import RunDirectory, write_atomically
 
 FILE_NAME = "report.html"
 
-_GLOSSARY: dict[Moment, tuple[str, str]] = {
+GLOSSARY: dict[Moment, tuple[str, str]] = {
     "local": ("alone", "The client's model trained alone, with the same number of local epochs so far."),
     "client_after_fit": (
         "own model before distillation",
@@ -304,7 +304,7 @@ def _clients_table(rows: Sequence[ClientRow]) -> str:
             cells.append(_change_cell(row.change))
         return f"<tr>{''.join(cells)}</tr>"
 
-    return _table("Accuracy of each client", columns, numbers, map(line, rows))
+    return table("Accuracy of each client", columns, numbers, map(line, rows))
 
 
 def _change_cell(change: float | None) -> str:
@@ -368,7 +368,7 @@ def _rejections_section(results: Results) -> str:
     return f"""<section>
 <h2>Rejected messages</h2>
 <p class="note">The server did not accept {plural(n, "message")}, and went on without.</p>
-{_table("Rejected messages", ["round", "client", "reason"], [], lines)}
+{table("Rejected messages", ["round", "client", "reason"], [], lines)}
 </section>"""
 
 
@@ -386,14 +386,14 @@ def _configuration_section(results: Results) -> str:
 </details>
 <details>
 <summary><h2>Machine and versions</h2></summary>
-{_table("Machine and versions", ["what", "value"], [], lines)}
+{table("Machine and versions", ["what", "value"], [], lines)}
 </details>
 </section>"""
 
 
 def _glossary_section(results: Results) -> str:
     measured = {m.moment for m in results.measurements}
-    entries = [(m, *_GLOSSARY[m]) for m in MOMENTS if m in measured]
+    entries = [(m, *GLOSSARY[m]) for m in MOMENTS if m in measured]
     if not entries:
         return ""
     same = " Without federation, all of these are the same model." if results.is_local else ""
@@ -425,7 +425,7 @@ def plot(id: str, figure: go.Figure, description: str, *, square: bool = False) 
     )
 
 
-def _table(description: str, columns: Sequence[str], numbers: Sequence[str], lines: Iterable[str]) -> str:
+def table(description: str, columns: Sequence[str], numbers: Sequence[str], lines: Iterable[str]) -> str:
     """Return a table that scrolls inside its own box."""
     heads = [f'<th scope="col">{name}</th>' for name in columns]
     heads += [f'<th scope="col" class="number">{name}</th>' for name in numbers]
