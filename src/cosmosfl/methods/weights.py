@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from cosmosfl.data.sets import PublicSet
@@ -60,8 +61,10 @@ class LocalWeights(Message):
 class WeightMethod(Method):
     """A method that needs one architecture: every client a `TorchLearner` of the same model."""
 
+    _learner: TorchLearner | None = PrivateAttr(default=None)
+
     def prepare(self, clients: Sequence[Client]) -> Self:
-        """Check that the clients' models are of one architecture and start from the same weights.
+        """Return this method, knowing the clients' model; it has to be of one architecture and one initialisation.
 
         Raises
         ------
@@ -77,7 +80,7 @@ class WeightMethod(Method):
                     "expected a torch model at every client"
                 )
             assert isinstance(reference, TorchLearner)
-            if not _same_architecture(reference, learner):
+            if not same_architecture(reference, learner):
                 raise NotApplicableError(
                     f"method {self.name!r} shares weights: client {first.id!r} has {reference!r} and client "
                     f"{client.id!r} has {learner!r}; expected one architecture (the same name, the same factory "
@@ -89,7 +92,15 @@ class WeightMethod(Method):
                     "from different weights; expected a name or a factory, to be initialised alike, or modules with "
                     "the same weights"
                 )
-        return self
+        assert isinstance(first.learner, TorchLearner)
+        prepared = self.model_copy()
+        prepared._learner = copy.deepcopy(first.learner)
+        return prepared
+
+    def initial_model(self, public: PublicSet, task: Task) -> TorchLearner:
+        """Return what every client starts from, for a server that needs a model of its own; `prepare` comes first."""
+        assert self._learner is not None, "prepare comes first"
+        return initial_model(self._learner, public, task)
 
     def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
         """Return those of the model."""
@@ -100,6 +111,13 @@ class WeightMethod(Method):
         return WeightServer(public, task)
 
 
+def initial_model(learner: TorchLearner, public: PublicSet, task: Task) -> TorchLearner:
+    """Return a copy of a client's learner with the weights that clients start from (`WeightClient.build`)."""
+    model = copy.deepcopy(learner)
+    model.build(public.inputs.shape[1:], task.n_classes, stream(task.seed, "shared initialisation"))
+    return model
+
+
 def _given_module(learner: TorchLearner) -> nn.Module | None:
     """Return the module that a learner starts from, if it is there already."""
     try:
@@ -108,7 +126,8 @@ def _given_module(learner: TorchLearner) -> nn.Module | None:
         return learner.model if isinstance(learner.model, nn.Module) else None
 
 
-def _same_architecture(a: TorchLearner, b: TorchLearner) -> bool:
+def same_architecture(a: TorchLearner, b: TorchLearner) -> bool:
+    """Say whether the weights of two learners can be averaged: one name or factory, or the same names and shapes."""
     modules = _given_module(a), _given_module(b)
     if modules[0] is None or modules[1] is None:
         return a.model == b.model
