@@ -12,10 +12,22 @@ messages between them and knows nothing else, so the same method runs in one pro
 from __future__ import annotations
 
 import copy
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    Self,
+    TypeVar,
+    get_type_hints,
+    runtime_checkable,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -361,6 +373,8 @@ class ServerSide(ABC, Generic[Down, Up]):
 
     Attributes
     ----------
+    clients
+        Ids of those who take part; `open` sets them.
     clustering
         The clusters, once there are any.
     cluster_models
@@ -376,6 +390,7 @@ class ServerSide(ABC, Generic[Down, Up]):
         self.public = public
         self.task = task
         self.round = 0
+        self.clients: tuple[ClientId, ...] = ()
         self.clustering: Clustering | None = None
         self.cluster_models: list[Learner] = []
         self.rejections: list[Rejection] = []
@@ -392,6 +407,58 @@ class ServerSide(ABC, Generic[Down, Up]):
         `uplinks` is read once, from the first to the last; the answers need not be in memory at the same time, and
         come in an order that does not depend on which client was faster.
         """
+
+    def join(self, client: ClientId) -> Down:
+        """Let in a client that comes when others have begun, and return its first message.
+
+        Raises
+        ------
+        NotApplicableError
+            If the method has no place for such clients.
+        """
+        raise NotApplicableError(f"{type(self).__name__} takes no client that joins later ({client!r})")
+
+    def new_cluster_model(self) -> Learner:
+        """Return what a cluster model is before it has learned anything."""
+        raise NotApplicableError(f"{type(self).__name__} trains no cluster models")
+
+    def state(self) -> State:
+        """Return all that has to survive until the next round, but for the messages that are to be sent."""
+        about: dict[str, Any] = {"round": self.round, "clients": self.clients}
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        if self.clustering is not None:
+            about["clustering"] = {
+                name: getattr(self.clustering, name) for name in ("clients", "metric", "threshold", "clusters")
+            }
+            arrays["distances"] = self.clustering.distances
+        about["cluster_models"] = len(self.cluster_models)
+        for k, model in enumerate(self.cluster_models):
+            arrays |= {f"{k}.{key}": np.asarray(value) for key, value in model.state().items()}
+        return {"about": pack_json(about), **arrays}
+
+    def restore(self, state: State) -> None:
+        """Go on where the side that returned `state` stopped."""
+        about = unpack_json(state["about"])
+        self.round, self.clients = about["round"], tuple(about["clients"])
+        if (found := about.get("clustering")) is not None:
+            clusters = tuple(tuple(members) for members in found["clusters"])
+            self.clustering = Clustering(
+                tuple(found["clients"]), state["distances"], found["metric"], found["threshold"], clusters
+            )
+        self.cluster_models = [copy.deepcopy(self.new_cluster_model()) for _ in range(about["cluster_models"])]
+        for k, model in enumerate(self.cluster_models):
+            prefix = f"{k}."
+            model.restore({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
+
+
+def pack_json(value: Any) -> npt.NDArray[np.uint8]:
+    """Return what JSON can hold as an array, to be part of a `State`."""
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def unpack_json(array: npt.NDArray[Any]) -> Any:
+    """Return what `pack_json` packed."""
+    return json.loads(array.tobytes())
 
 
 class Method(BaseModel, ABC):
@@ -506,3 +573,10 @@ class Method(BaseModel, ABC):
         return LocalEngine(callbacks, workers=workers).run(
             self, clients, public, rounds, seed=seed, n_classes=n_classes, local_baseline=local_baseline
         )
+
+
+def message_types(method: type[Method]) -> tuple[type[Message], type[Message]]:
+    """Return which messages a method sends, to a client and to the server, from the annotations of its client side."""
+    side = get_type_hints(method.client_side)["return"]
+    hints = get_type_hints(side.step)
+    return hints["message"], hints["return"]

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from cosmosfl.data.sets import EvaluationSet, PublicSet
 from cosmosfl.engine.pool import Pool, n_workers
+from cosmosfl.engine.rounds import server_round
 from cosmosfl.engine.states import StateFiles, StoredModels, read_state, write_state
 from cosmosfl.evaluation.metrics import Measurement, Score, score
-from cosmosfl.events import Callback, ClientDone, Event, PhaseStarted, Started, Traffic
+from cosmosfl.events import Callback, ClientDone, Event, PhaseStarted, Started
 from cosmosfl.methods.local import Local
 from cosmosfl.protocol import Client, ClientId, Learner, Message, Method, ServerSide, Task
 from cosmosfl.run import Run
@@ -179,16 +180,7 @@ class _Loop:
         downlinks: Mapping[ClientId, Any] = server.open(list(self.clients))
         opening = {id: message.nbytes for id, message in downlinks.items()}
         for round in range(rounds + 1):
-            known, refused = server.clustering, len(server.rejections)
-            sizes: dict[ClientId, int] = {}
-            downlinks = server.step(self._uplinks(round, downlinks, sizes))
-            for rejection in server.rejections[refused:]:
-                self.log(rejection)
-            if server.clustering is not None and server.clustering is not known:
-                self.log(server.clustering)
-            for id, size in sizes.items():
-                down = downlinks[id].nbytes if id in downlinks else 0
-                self.log(Traffic(round, id, size, down + opening.pop(id, 0)))
+            downlinks = server_round(server, round, self._uplinks(round, downlinks), opening, self.log)
             for measurement in _measure_cluster_models(server, list(self.clients.values()), round):
                 self.log(measurement)
         self.log(PhaseStarted(rounds, "final"))
@@ -196,14 +188,11 @@ class _Loop:
             pass
         return server
 
-    def _uplinks(
-        self, round: int, downlinks: Mapping[ClientId, Any], sizes: dict[ClientId, int]
-    ) -> Iterator[tuple[ClientId, Message]]:
-        """Yield the clients' answers while they come, and note their sizes."""
+    def _uplinks(self, round: int, downlinks: Mapping[ClientId, Any]) -> Iterator[tuple[ClientId, Message]]:
+        """Yield the clients' answers while they come."""
         self.log(PhaseStarted(round, "clients"))
         for id, uplink in self._clients_step(round, downlinks):
             assert uplink is not None
-            sizes[id] = uplink.nbytes
             yield id, uplink
         self.log(PhaseStarted(round, "server"))
 

@@ -83,7 +83,7 @@ class CosmosServer(PredictionServer):
         if self.clustering is None:
             predictions = self.gathered(uplinks)
             self.clustering = self.cluster(predictions)
-            self.cluster_models = [copy.deepcopy(self.teacher()) for _ in self.clustering.clusters]
+            self.cluster_models = [copy.deepcopy(self.new_cluster_model()) for _ in self.clustering.clusters]
             targets = self._compared(predictions)
         elif self.method.aggregation == "mean":
             targets = self._accumulated(uplinks)
@@ -160,10 +160,10 @@ class CosmosServer(PredictionServer):
         else:
             targets[len(clusters)] = probabilities
             clusters.append((client,))
-            self.cluster_models.append(copy.deepcopy(self.teacher()))
+            self.cluster_models.append(copy.deepcopy(self.new_cluster_model()))
         self.clustering = replace(self.clustering, clusters=tuple(clusters))
 
-    def teacher(self) -> Learner:
+    def new_cluster_model(self) -> Learner:
         """Return the model that every cluster starts from."""
         if self.method.teacher is not None:
             return self.method.teacher

@@ -126,12 +126,16 @@ class FedCTServer(ServerSide[ConsensusLabels, HardLabels]):
     def __init__(self, method: FedCT, public: PublicSet, task: Task) -> None:
         super().__init__(public, task)
         self.method = method
-        self.clients: tuple[ClientId, ...] = ()
 
     def open(self, clients: Sequence[ClientId]) -> Mapping[ClientId, ConsensusLabels]:
         """Let everyone train alone."""
         self.clients = tuple(clients)
         return dict.fromkeys(self.clients, ConsensusLabels(self.round, None))
+
+    def join(self, client: ClientId) -> ConsensusLabels:
+        """Let in a client that comes later: it trains alone until the next vote."""
+        self.clients = (*self.clients, client)
+        return ConsensusLabels(self.round, None)
 
     def step(self, uplinks: Iterable[tuple[ClientId, HardLabels]]) -> Mapping[ClientId, ConsensusLabels]:
         """Return the consensus to everyone, or let them go on with the last one."""

@@ -117,13 +117,17 @@ class PredictionServer(ServerSide[TeacherLabels, PseudoLabels]):
 
     def __init__(self, public: PublicSet, task: Task) -> None:
         super().__init__(public, task)
-        self.clients: tuple[ClientId, ...] = ()
         self.rows = len(public)
 
     def open(self, clients: Sequence[ClientId]) -> Mapping[ClientId, TeacherLabels]:
         """Ask everyone for a first training."""
         self.clients = tuple(clients)
         return self.asked_again()
+
+    def join(self, client: ClientId) -> TeacherLabels:
+        """Let in a client that comes later: it trains, and from the next round on it learns with the others."""
+        self.clients = (*self.clients, client)
+        return self.asked_again()[client]
 
     def asked_again(self) -> dict[ClientId, TeacherLabels]:
         """Return a message that asks for a training and predictions only, for those that there are no labels for."""

@@ -231,7 +231,6 @@ class WeightServer(ServerSide[GlobalWeights, LocalWeights]):
 
     def __init__(self, public: PublicSet, task: Task) -> None:
         super().__init__(public, task)
-        self.clients: tuple[ClientId, ...] = ()
         self.weights: Weights | None = None
 
     def open(self, clients: Sequence[ClientId]) -> Mapping[ClientId, GlobalWeights]:
