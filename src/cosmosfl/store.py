@@ -122,6 +122,13 @@ class RunDirectory:
         lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [_event_from_json(json.loads(line)) for line in lines]
 
+    def forget_after(self, n_events: int) -> list[Measurement | Traffic | Rejection]:
+        """Cut metrics.jsonl off after so many events, which are returned: what came later will happen again."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:n_events]
+        write_atomically(path, "".join(lines))
+        return self.history()
+
     def config(self) -> dict[str, Any]:
         """Read config.toml."""
         return tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))

@@ -17,19 +17,19 @@ from cosmosfl.methods.local import Local
 from cosmosfl.methods.pfedme import PFedMe
 from cosmosfl.protocol import Method
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        *(Cosmos, Local, Centralized),
-        *(FedMD, Comet, FedCT, DSFL),  # predictions on the wire
-        *(FedAvg, FedProx, Ditto, FedBABU, FedRep, PFedMe),  # weights on the wire
-    )
-}
+PREDICTION_SHARING: tuple[type[Method], ...] = (Cosmos, FedMD, Comet, FedCT, DSFL)
+"""Those that exchange predictions: they take models of any kind, and run between machines (`cosmosfl.flower`)."""
+WEIGHT_SHARING: tuple[type[Method], ...] = (FedAvg, FedProx, Ditto, FedBABU, FedRep, PFedMe)
+"""Those that exchange weights: they need one architecture at every client."""
+_ALL: tuple[type[Method], ...] = (Cosmos, Local, Centralized, *PREDICTION_SHARING[1:], *WEIGHT_SHARING)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 """Method name -> its class: ours, the two references, those that exchange predictions, those that exchange weights."""
 
 __all__ = [
     "DSFL",
     "METHODS",
+    "PREDICTION_SHARING",
+    "WEIGHT_SHARING",
     "Centralized",
     "Comet",
     "Cosmos",

@@ -333,12 +333,14 @@ def _hover(row: ClientRow) -> str:
 def distance_figure(clustering: Clustering) -> go.Figure | None:
     """Draw the distance matrix by cluster; None for fewer than two clients.
 
-    The colours turn at the threshold: blue pairs are near enough for one cluster, orange ones are not.
+    The colours turn at the threshold: blue pairs are near enough for one cluster, orange ones are not. Clients that
+    joined later are left out: no distances of theirs were kept.
     """
     if len(clustering.clients) < 2:
         return None
     row = {id: i for i, id in enumerate(clustering.clients)}
-    ids = [id for members in clustering.clusters for id in members]
+    clusters = [[id for id in members if id in row] for members in clustering.clusters]
+    ids = [id for members in clusters for id in members]
     order = [row[id] for id in ids]
     distances = clustering.distances[np.ix_(order, order)]
     names = [label(id) for id in ids]
@@ -367,7 +369,7 @@ def distance_figure(clustering: Clustering) -> go.Figure | None:
         )
     )
     start = -0.5
-    for members in clustering.clusters:
+    for members in filter(None, clusters):
         end = start + len(members)
         figure.add_shape(type="rect", x0=start, x1=end, y0=start, y1=end, line={"color": "var(--ink)", "width": 1.5})
         start = end

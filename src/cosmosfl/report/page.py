@@ -327,6 +327,8 @@ def _clusters_section(results: Results) -> str:
         "on the public set). Blue pairs are nearer than that, orange ones are farther apart; the frames are the "
         "clusters."
     )
+    if later := [id for members in clustering.clusters for id in members if id not in clustering.clients]:
+        note += f" Joined later, by the nearest cluster, and not in the picture: {', '.join(later)}."
     return f"""<section>
 <h2>Who learns with whom</h2>
 <p class="note">{text(note)}</p>
