@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cosmosfl import __version__
+from cosmosfl.federation_cli import app as federation_app
 
 if TYPE_CHECKING:
     from cosmosfl.config import ExperimentConfig
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Look at data before training on them.")
 app.add_typer(data_app, name="data")
+app.add_typer(federation_app, name="federation")
 out = Console()
 err = Console(stderr=True)
 
@@ -49,12 +51,16 @@ ClientsOption = Annotated[int | None, typer.Option(help="Number of clients.")]
 SeedOption = Annotated[int | None, typer.Option(help="The one seed.")]
 
 
+_MENDABLE: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, ArithmeticError)
+
+
 @contextmanager
-def _errors_in_one_line() -> Iterator[None]:
+def errors_in_one_line(also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn what the user can mend into one line and exit status 2; anything else is a bug and keeps its traceback."""
+    mendable = (*_MENDABLE, *also)
     try:
         yield
-    except (ValueError, OSError, ImportError, ArithmeticError) as error:
+    except mendable as error:
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         err.print(f"[red]error:[/] {escape(' '.join(f'{error}{where}'.split()))}", soft_wrap=True, highlight=False)
         raise typer.Exit(2) from None
@@ -113,7 +119,7 @@ def run(
 
     The command line has precedence over the file, the file over the preset, and that over the defaults.
     """
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from cosmosfl.console import LiveProgress, outcome_table
         from cosmosfl.experiment import build_federation, run_experiment
         from cosmosfl.store import RunDirectory
@@ -136,7 +142,7 @@ def run(
 
             out.print(cost_table(estimate(resolved, federation)))
             return
-        where = out_dir or _new_directory(resolved.dataset.name, resolved.method.name)
+        where = out_dir or new_directory(resolved.dataset.name, resolved.method.name)
         directory = RunDirectory.create(where, resolved.to_dict(), overwrite=overwrite)
         if not quiet:
             out.print(
@@ -189,7 +195,7 @@ def show(
     picture: Annotated[Path | None, typer.Option("--out", "-o", help="Also draw it, in this .html file.")] = None,
 ) -> None:
     """Show who holds what: the samples of each class that every client would train on in such a run."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         if picture is not None and picture.suffix != ".html":  # or a slip would replace the file of --config
             raise ValueError(f"--out: {str(picture)!r}; expected a name that ends in .html")
         from cosmosfl.console import class_headings, holdings_table
@@ -257,7 +263,7 @@ def compare(
 
     The exit status is 1 if cells failed; they are run again by the same command.
     """
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from cosmosfl.comparison.console import LiveCells, outcome_tables, plan_lines
         from cosmosfl.comparison.outcome import Comparison
         from cosmosfl.comparison.page import write_page
@@ -287,7 +293,7 @@ def compare(
         )
         with nullcontext() if quiet else out.status("checking that every cell can run"):
             plan = make_plan(wanted)
-        where = out_dir or _new_directory(grid_file.stem if grid_file else "comparison", wanted.reference)
+        where = out_dir or new_directory(grid_file.stem if grid_file else "comparison", wanted.reference)
         for line in () if quiet else plan_lines(plan):
             out.print(escape(line), highlight=False, soft_wrap=True)
         if dry_run:
@@ -346,7 +352,7 @@ def tune(
     The result is a small file for each method, to run it with (cosmosfl run --config) or to compare all with
     (cosmosfl compare --tuned). Needs Optuna, the extra "tune".
     """
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from cosmosfl.config import parse_assignments, read_preset, read_toml
         from cosmosfl.events import PhaseStarted
         from cosmosfl.tuning import NotTuned, TrialStarted, Tuned, check_optuna, describe_rates, plan_search, run_search
@@ -406,7 +412,7 @@ def tune(
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(help="A finished run.")]) -> None:
     """Rebuild the report of a run from its files."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from cosmosfl.report.page import write_report
         from cosmosfl.store import RunDirectory
 
@@ -457,7 +463,7 @@ def presets(
 
     known = all_presets()
     if show is not None:
-        with _errors_in_one_line():
+        with errors_in_one_line():
             if show not in known:
                 raise ValueError(unknown("preset", show, known))
         print(known[show], end="")
@@ -508,7 +514,8 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _new_directory(dataset: str, method: str) -> Path:
+def new_directory(dataset: str, method: str) -> Path:
+    """Return the path of a run directory that is not there yet."""
     stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{Path(dataset).name}-{method}"
     candidates = (Path("runs") / (stem if n == 1 else f"{stem}-{n}") for n in range(1, 1000))
     return next(path for path in candidates if not path.exists())

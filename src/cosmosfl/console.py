@@ -102,7 +102,9 @@ def outcome_table(run: Run) -> Table | None:
         title=f"top-1 accuracy on each client's own test set, %: local only → {run.method}", title_justify="left"
     )
     table.add_column("client")
-    table.add_column("model")
+    with_models = all(id in run.models for id in after.per_client)  # those of other machines stay there
+    if with_models:
+        table.add_column("model")
     if cluster:
         table.add_column("cluster", justify="right")
     if before:
@@ -112,7 +114,7 @@ def outcome_table(run: Run) -> Table | None:
         table.add_column("points", justify="right")
 
     def add(name: str, model: str, k: str, old: float | None, new: float, style: str | None = None) -> None:
-        cells = [name, model, *([k] if cluster else [])]
+        cells = [name, *([model] if with_models else []), *([k] if cluster else [])]
         if old is None:
             table.add_row(*cells, f"{new:.1f}", style=style)
         else:
@@ -123,7 +125,7 @@ def outcome_table(run: Run) -> Table | None:
         return after.per_client[id] - (before.per_client[id] if before else 0)
 
     for id in sorted(after.per_client, key=gain, reverse=True):
-        model = repr(run.models[id]).split("(")[-1].rstrip(")").removesuffix("Classifier")
+        model = repr(run.models[id]).split("(")[-1].rstrip(")").removesuffix("Classifier") if with_models else ""
         add(id, model, str(cluster.get(id, "")), before.per_client[id] if before else None, after.per_client[id])
     table.add_section()
     add("mean", "", "", before.mean if before else None, after.mean, "bold")

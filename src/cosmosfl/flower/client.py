@@ -292,7 +292,7 @@ def _work(
         uplink = side.step(message)
     write_state(states / f"{round:06d}.safetensors", side.state())
     for number in sorted(before)[:-1]:
-        found[number].unlink()
+        found[number].unlink(missing_ok=True)
     return uplink, side.measurements, side.learner
 
 

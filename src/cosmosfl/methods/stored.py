@@ -36,7 +36,7 @@ class StoredWeights(Mapping[ClientId, Weights]):
     def add(self, client: ClientId, message: LocalWeights) -> None:
         """Keep what a client sent."""
         path = Path(self._directory.name) / f"{len(self._paths)}.safetensors"  # a client's id may be no file name
-        save_file({name: np.ascontiguousarray(array) for name, array in message.weights.items()}, path)
+        save_file({name: np.asarray(array, order="C") for name, array in message.weights.items()}, path)
         self._paths[client], self._samples[client] = path, message.samples
 
     def mean(self, clients: Iterable[ClientId]) -> dict[str, npt.NDArray[Any]]:
