@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from cosmosfl.config import ExperimentConfig
 from cosmosfl.experiment import run_experiment
 from cosmosfl.flower import demo
 from cosmosfl.flower.loopback import Loopback
@@ -91,9 +90,7 @@ def test_the_result_is_that_of_one_process_and_a_stranger_is_refused(loopback, t
     loopback.stop("stranger")
     assert loopback.wait(run).endswith("completed"), loopback.log_of("superlink")
 
-    config = ExperimentConfig.parse(
-        {"partition": {"clients": CLIENTS}, "clients": {"models": list(demo.MODELS)}, "rounds": 2}
-    )
+    config = demo.config(CLIENTS).model_copy(update={"rounds": 2})
     expected = json.loads(json.dumps(run_experiment(config).summary()))
     found = json.loads((tmp_path / "run" / "summary.json").read_text())
     for moment in ("local", "client_after_fit", "client"):
@@ -115,7 +112,7 @@ def test_a_killed_node_a_killed_server_and_a_bad_peer_do_not_end_a_federation(lo
     first = loopback.submit(app, options(directory, **{"min-clients": CLIENTS + 1, "quorum": 0.4}))
     wait_for(lambda: set(states.glob("*/*")) - before)
     loopback.stop(NAMES[2], signal.SIGKILL)
-    wait_for(lambda: {event["client"] for event in events(directory, "traffic")} == set(NAMES[:2]))
+    wait_for(lambda: events(directory, "traffic"))
 
     # between rounds the server app is killed; the node comes back; a new server app goes on
     process = loopback.server_app()
@@ -131,6 +128,7 @@ def test_a_killed_node_a_killed_server_and_a_bad_peer_do_not_end_a_federation(lo
     assert (NAMES[2], 0) not in took_part
     assert (NAMES[2], 2) in took_part
     reasons = {(e["client"], e["round"]): e["reason"] for e in events(directory, "rejection")}
+    assert "Node Unavailable" in reasons[NAMES[2], 0]
     assert "NaN or infinity" in reasons["mallory", 0]
     assert "100,000,128 bytes; expected at most" in reasons["mallory", 1]
     assert "shape (3, 3)" in reasons["mallory", 2]

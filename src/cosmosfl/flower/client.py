@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 from cosmosfl.data.sets import PublicSet
 from cosmosfl.engine.local import agree
+from cosmosfl.engine.pool import Pool
 from cosmosfl.engine.states import read_state, write_state
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import Traffic
@@ -52,6 +53,7 @@ def client_app(
     state_dir: Given[str | Path | None] = None,
     share_metrics: bool = False,
     local_baseline: bool = True,
+    threads: int = 1,
 ) -> ClientApp:
     """Return the Flower app of a party. Which method runs, and for how long, is the server's to say.
 
@@ -78,6 +80,8 @@ def client_app(
     local_baseline
         Whether to train the model a second time, alone, for the same number of epochs: what there would be without the
         federation. Done only with `test`.
+    threads
+        Threads to train with. Small models gain nothing from more than one.
 
     Returns
     -------
@@ -110,7 +114,8 @@ def client_app(
 
     @app.train()
     def train(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _answer(message, lambda content: party(context).train(content))
+        with Pool(1, threads):
+            return _answer(message, lambda content: party(context).train(content))
 
     return app
 

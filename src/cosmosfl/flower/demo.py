@@ -6,6 +6,7 @@ see ``examples/flower``.)
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,15 @@ server = demo.server
 """
 
 
+def config(clients: int) -> ExperimentConfig:
+    """Return the configuration of ``cosmosfl run`` with so many clients and three kinds of models."""
+    return ExperimentConfig.parse({"partition": {"clients": clients}, "clients": {"models": list(MODELS)}})
+
+
+@lru_cache(maxsize=1)
 def federation(clients: int) -> Federation:
     """Return the clients, with their data and models, and the public set."""
-    return build_federation(
-        ExperimentConfig.parse({"partition": {"clients": clients}, "clients": {"models": list(MODELS)}})
-    )
+    return build_federation(config(clients))
 
 
 def _client(context: Context) -> Client:
@@ -52,7 +57,11 @@ client = client_app(
     public=lambda context: federation(int(context.node_config["clients"])).public,
     share_metrics=True,
 )
-server = server_app(public=lambda context: federation(int(context.run_config["clients"])).public, n_classes=N_CLASSES)
+server = server_app(
+    public=lambda context: federation(int(context.run_config["clients"])).public,
+    n_classes=N_CLASSES,
+    method=lambda context: config(int(context.run_config["clients"])).method,
+)
 
 
 def write_app(directory: Path) -> Path:
@@ -67,7 +76,7 @@ def write_app(directory: Path) -> Path:
                 "app": {
                     "publisher": "cosmosfl",
                     "components": {"serverapp": "tryout:server", "clientapp": "tryout:client"},
-                    "config": {"clients": 0, "rounds": 2, "min-clients": 2, "directory": ""},
+                    "config": {"clients": 0, "rounds": 2, "min-clients": 2, "quorum": 0.5, "directory": ""},
                 }
             }
         },

@@ -167,7 +167,7 @@ class Loopback:
         return int(self._flwr("run", str(app), CONNECTION, "--run-config", pairs)["run-id"])
 
     def server_app(self) -> int | None:
-        """Return the process that runs a server app now; None if there is none. (Linux only.)"""
+        """Return the process that runs a server app now; None if there is none. On Linux only."""
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 command = entry.read_bytes().decode(errors="replace")

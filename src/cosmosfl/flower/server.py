@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy.typing as npt
 from flwr.app import Context
@@ -53,6 +53,8 @@ def server_app(
     quorum: float = 0.5,
     round_timeout: float = 3600.0,
     wait: float = 600.0,
+    workers: int | Literal["auto"] = 1,
+    threads: int = 1,
 ) -> ServerApp:
     """Return the Flower app of the server: it runs a method with the parties that come, and writes a run directory.
 
@@ -73,7 +75,7 @@ def server_app(
         Of the run. A directory that holds an unfinished federation is taken up where it was.
     seed
         The one seed.
-    min_clients, quorum, wait
+    min_clients, quorum, wait, workers, threads
         As `MethodStrategy` takes them.
     round_timeout
         Deadline of a round, in seconds.
@@ -107,6 +109,8 @@ def server_app(
             min_clients=options.min_clients,
             quorum=options.quorum,
             wait=options.wait,
+            workers=workers,
+            threads=threads,
         )
         strategy.start(grid, num_rounds=options.rounds, timeout=options.round_timeout)
 

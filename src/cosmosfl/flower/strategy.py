@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from logging import INFO, WARNING
 from pathlib import Path
+from typing import Literal
 
 import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -16,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from cosmosfl.data.sets import PublicSet
+from cosmosfl.engine.pool import Pool, n_workers
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import Event
 from cosmosfl.flower import wire
@@ -57,6 +60,8 @@ class MethodStrategy(Strategy):
         Fraction of the parties, among those that a round's messages went to, that has to answer it.
     wait
         Seconds to wait for parties at the beginning, and for a quorum of them to be there before a later round.
+    workers, threads
+        Processes that train cluster models side by side, or ``"auto"``, and threads of each, as in an engine.
     callbacks
         Called with every event, such as `cosmosfl.events.Measurement`.
 
@@ -79,6 +84,8 @@ class MethodStrategy(Strategy):
         min_clients: int = 2,
         quorum: float = 0.5,
         wait: float = 600.0,
+        workers: int | Literal["auto"] = 1,
+        threads: int = 1,
         callbacks: Iterable[Callable[[Event], None]] = (),
     ) -> None:
         check_method(method)
@@ -95,6 +102,8 @@ class MethodStrategy(Strategy):
         self.min_clients = min_clients
         self.quorum = quorum
         self.wait = wait
+        self.workers = workers
+        self.threads = threads
         self.callbacks = list(callbacks)
         self.session: Session | None = None
         self._sent: dict[str, Node] = {}
@@ -158,10 +167,16 @@ class MethodStrategy(Strategy):
         if not session.downlinks:
             self._gather(grid, self.min_clients, timeout)
             session.begin()
+        with Pool(n_workers(self.workers, os.cpu_count() or 1), self.threads) as pool:
+            session.server.map = pool.map
+            return self._run(grid, session, timeout)
+
+    def _run(self, grid: Grid, session: Session, timeout: float) -> Result:
         result = Result()
         nothing = ArrayRecord()
-        while session.round <= num_rounds:
-            log(INFO, "[ROUND %s of %s]", session.round, num_rounds)
+        rounds = session.agreement.rounds
+        while session.round <= rounds:
+            log(INFO, "[ROUND %s of %s]", session.round, rounds)
             self._gather(grid, self._needed(len(session.clients)), timeout)
             round = session.round
             replies = self._exchange(grid, self.configure_train(round, nothing, ConfigRecord(), grid), timeout)

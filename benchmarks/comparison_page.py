@@ -1,0 +1,259 @@
+"""Write docs/comparison.md and its pictures from the comparisons under results/. No number there is typed by hand.
+
+python benchmarks/comparison_page.py
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+from cosmosfl.methods import METHODS, PREDICTION_SHARING, WEIGHT_SHARING
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).parent.parent
+RESULTS, DOCS = ROOT / "results", ROOT / "docs"
+OURS, ALONE = "cosmos", "local"
+COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999999", "#a6761d", "#6a3d9a", "#b2df8a", "#1b9e77", "#f781bf")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The tables of a directory that ``cosmosfl compare`` wrote."""
+
+    name: str
+    title: str
+    command: str
+
+    @property
+    def directory(self) -> Path:
+        """Where it lies."""
+        return RESULTS / self.name
+
+    def rows(self, file: str) -> list[dict[str, str]]:
+        """Return a table as it is."""
+        with (self.directory / file).open(encoding="utf-8", newline="") as lines:
+            return list(csv.DictReader(lines))
+
+    def summary(self, moment: str) -> dict[str, dict[str, str]]:
+        """Return the rows of a moment, top-1, by method."""
+        return {r["method"]: r for r in self.rows("summary.csv") if r["moment"] == moment and r["metric"] == "top1"}
+
+    def differences(self, moment: str = "client") -> dict[str, dict[str, str]]:
+        """Return COSMOS minus each method, at a moment."""
+        found = self.rows("comparisons.csv")
+        return {r["method"]: r for r in found if r["moment"] == moment and r["metric"] == "top1"}
+
+
+COMPARISONS = (
+    Comparison(
+        "compare-emnist",
+        "emnist47, 25 clients with MLPs and small CNNs",
+        "cosmosfl compare -p cpu/emnist --methods local,fedmd,dsfl,comet,fedct,cosmos --tuned results/tuned/emnist "
+        "-s method.n_clusters=5 --out results/compare-emnist",
+    ),
+    Comparison(
+        "compare-cifar100",
+        "CIFAR-100, 10 clients with small and medium CNNs",
+        "cosmosfl compare -p cpu/cifar100 --methods local,fedmd,dsfl,comet,fedct,cosmos "
+        "--tuned results/tuned/cifar100 -s method.n_clusters=5 --out results/compare-cifar100",
+    ),
+    Comparison(
+        "compare-homogeneous",
+        "emnist47, 25 clients with the same MLP, all methods",
+        "cosmosfl compare experiments/homogeneous.toml --scale cpu --tuned results/tuned/homogeneous "
+        "--out results/compare-homogeneous",
+    ),
+)
+
+
+def number(text: str, digits: int = 1) -> str:
+    """Return a number from a table as it is printed."""
+    return "" if text == "" else f"{float(text):.{digits}f}"
+
+
+def signed(text: str) -> str:
+    """Return a difference as it is printed."""
+    return f"{float(text):+.1f}".replace("-", "−")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table."""
+    align = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, align, *rows]) + "\n"
+
+
+def family(method: str) -> str:
+    """Say what a method puts on the wire."""
+    if METHODS[method] in PREDICTION_SHARING:
+        return "predictions"
+    return "weights" if METHODS[method] in WEIGHT_SHARING else {"local": "nothing", "centralized": "all data"}[method]
+
+
+def ranking(one: Comparison) -> str:
+    """Return the table of all methods by the client's own model."""
+    client, fit, cluster = one.summary("client"), one.summary("client_after_fit"), one.summary("cluster")
+    differences = one.differences()
+    rows = []
+    for method in sorted(client, key=lambda m: -float(client[m]["last_mean"] or "-inf")):
+        row, difference = client[method], differences.get(method)
+        if row["last_mean"] == "":
+            continue
+        name = f"**{method}**" if method == OURS else method
+        gap = ""
+        if difference:
+            p = float(difference["p_holm"])
+            gap = (
+                f"{signed(difference['difference'])} [{signed(difference['low'])}, {signed(difference['high'])}], "
+                f"p = {p:.2g}"
+            )
+        traffic = (float(row["uplink_bytes"]) + float(row["downlink_bytes"])) / 2**20
+        rows.append(
+            [
+                name,
+                family(method),
+                f"{number(row['last_mean'])} ± {number(row['last_std'])}",
+                f"{number(fit[method]['last_mean'])}" if method in fit else "",
+                number(cluster[method]["last_mean"]) if method in cluster else "",
+                number(row["best_mean"]),
+                number(row["worst_client_mean"]),
+                f"{traffic:.2f}",
+                number(row["seconds"], 0),
+                gap,
+            ]
+        )
+    return markdown(
+        [
+            "method",
+            "on the wire",
+            "client, last round, %",
+            "after fit, %",
+            "cluster model, %",
+            "client, best round, %",
+            "worst client, %",
+            "MiB a client and round",
+            "seconds a run",
+            "cosmos minus it, points [95 % CI], Holm's p",
+        ],
+        rows,
+    )
+
+
+def verdict(one: Comparison) -> str:
+    """Say in a sentence or two what the numbers say, and no more."""
+    client, differences = one.summary("client"), one.differences()
+    agnostic = [m.name for m in PREDICTION_SHARING if m.name != OURS and m.name in differences]
+    sentences = []
+    weights = [m.name for m in WEIGHT_SHARING if m.name in differences]
+    groups = {
+        "the other methods that exchange predictions": agnostic,
+        "local training": [ALONE],
+        "the methods that exchange weights": weights,
+    }
+    for group, names in groups.items():
+        if not names:
+            continue
+        best = max(names, key=lambda m: float(client[m]["last_mean"]))
+        d = differences[best]
+        p, points = float(d["p_holm"]), float(d["difference"])
+        clear = float(d["low"]) > 0 or float(d["high"]) < 0
+        how = "above" if points > 0 else "below"
+        what = f"the best of {group} ({best})" if len(names) > 1 else group
+        sentences.append(
+            f"By the client metric, COSMOS is {abs(points):.1f} points {how} {what}: 95 % interval {signed(d['low'])} "
+            f"to {signed(d['high'])}, p = {p:.2g} after Holm's correction, n = {d['n']} seeds; "
+            + (
+                "significant at 5 %."
+                if p < 0.05
+                else "the interval leaves out 0, but not significant after the correction."
+                if clear
+                else "not significant."
+            )
+        )
+    clear = [m for m in agnostic if float(differences[m]["p_holm"]) < 0.05 and float(differences[m]["difference"]) > 0]
+    sentences.append(
+        f"It is significantly better than {', '.join(clear)}."
+        if clear
+        else "It is significantly better than none of them."
+    )
+    below = [
+        m
+        for m, row in client.items()
+        if m != ALONE and row["last_mean"] and float(row["last_mean"]) < float(client[ALONE]["last_mean"])
+    ]
+    if below:
+        sentences.append(f"Below local training: {', '.join(sorted(below))}.")
+    return " ".join(sentences)
+
+
+def draw(one: Comparison) -> str:
+    """Draw the clients' own models over rounds and return the path of the picture, relative to docs/."""
+    rows = [r for r in one.rows("results.csv") if r["moment"] == "client"]
+    by: dict[str, dict[int, list[float]]] = {}
+    seeds: dict[tuple[str, int, str], list[float]] = {}
+    for r in rows:
+        seeds.setdefault((r["method"], int(r["round"]), r["seed"]), []).append(float(r["top1"]))
+    for (method, round, _), values in seeds.items():
+        by.setdefault(method, {}).setdefault(round, []).append(float(np.mean(values)))
+    order = sorted(by, key=lambda m: -np.mean(by[m][max(by[m])]))
+    figure, axes = plt.subplots(figsize=(8, 4.6 if len(order) < 8 else 6), layout="constrained")
+    colours = iter(COLOURS * 2)
+    for method in order:
+        rounds = sorted(by[method])
+        means = [np.mean(by[method][r]) for r in rounds]
+        colour = "#0072b2" if method == OURS else "#d55e00" if method == ALONE else next(colours)
+        weight = 2.8 if method in (OURS, ALONE) else 1.4
+        style = "-" if family(method) in ("predictions", "nothing") else "--"
+        axes.plot(rounds, means, style, color=colour, lw=weight, marker="o", ms=3.5, label=method)
+    axes.set(xlabel="round", ylabel="top-1 accuracy of the clients' own models (%)", title=one.title)
+    axes.set_xticks(sorted({r for method in by.values() for r in method}))
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    path = DOCS / "images" / f"{one.name}.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return str(path.relative_to(DOCS))
+
+
+def section(one: Comparison) -> str:
+    """Return everything on a comparison; nothing if it was not run."""
+    if not (one.directory / "summary.csv").is_file():
+        return ""
+    return "\n".join(
+        [
+            f"## {one.title}\n",
+            f"`{one.command}`\n",
+            f"{verdict(one)}\n",
+            f"![Accuracy over rounds]({draw(one)})\n",
+            ranking(one),
+        ]
+    )
+
+
+def main() -> None:
+    """Write the page."""
+    notes = DOCS / "comparison-notes.md"
+    page = [
+        "# Comparison of all methods\n",
+        "Written by `benchmarks/comparison_page.py` from the files under `results/`; each cell has its resolved "
+        "configuration and every measurement. Accuracies are means over clients, each on its own test set, then over "
+        "seeds 0, 1, 2 (± standard deviation). *client* is the model that a client ends with and would deploy: the "
+        "number that the methods are ranked by. *After fit* is the same client's model before what it does last with "
+        "the server's answer. Differences are paired by seed; p is that of the paired t-test after Holm's correction "
+        "over the methods of the table. With three seeds Wilcoxon's signed-rank test cannot go below 0.25.\n",
+        *(section(one) for one in COMPARISONS),
+        notes.read_text(encoding="utf-8") if notes.is_file() else "",
+    ]
+    (DOCS / "comparison.md").write_text("\n".join(filter(None, page)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
