@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cosmosfl.data.sets import FloatArray, InputArray, IntArray
 from cosmosfl.distillation import (
     Augmentation,
+    Loss,
     consistency,
     flip_crop,
     kl_to_targets,
@@ -211,7 +212,7 @@ class TorchLearner:
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            self._train(inputs, torch.from_numpy(labels), loss, self.learning_rate, None, epochs, rng)
+            self.train(self.module, inputs, labels, loss, epochs=epochs, rng=rng)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
@@ -235,7 +236,17 @@ class TorchLearner:
         if departures.second_softmax:
             targets = second_softmax(targets)
         ordered = departures.ordered_distillation
-        self._train(inputs, targets, loss, self.distill_learning_rate, self.clip_norm, epochs, rng, ordered=ordered)
+        self._train(
+            self.module,
+            inputs,
+            targets,
+            loss,
+            self.distill_learning_rate,
+            self.clip_norm,
+            epochs,
+            rng,
+            ordered=ordered,
+        )
 
     def predict_proba(self, inputs: InputArray, *, batch_size: int = 1024) -> FloatArray:
         """Return class probabilities (n, C), float32."""
@@ -305,11 +316,30 @@ class TorchLearner:
 
     # --- how it is done ---
 
+    def train(
+        self,
+        module: nn.Module,
+        inputs: InputArray,
+        labels: IntArray,
+        loss: Loss,
+        *,
+        epochs: int,
+        rng: np.random.Generator,
+    ) -> None:
+        """Train a module with a loss of the caller's, in all else as `fit` trains the learner's own."""
+        self._train(module, inputs, torch.from_numpy(labels), loss, self.learning_rate, None, epochs, rng)
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        """Return a new optimiser of this learner's kind."""
+        make = _OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
+        return make(parameters, learning_rate)
+
     def _train(
         self,
+        module: nn.Module,
         inputs: InputArray,
         targets: Tensor,
-        loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        loss: Loss,
         learning_rate: float,
         clip_norm: float | None,
         epochs: int,
@@ -317,13 +347,12 @@ class TorchLearner:
         *,
         ordered: bool = False,
     ) -> None:
-        make = _OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         train(
-            self.module,
+            module,
             self.tensor(inputs),
             targets.to(self.device),
             loss,
-            make((p for p in self.module.parameters() if p.requires_grad), learning_rate),
+            self.make_optimizer((p for p in module.parameters() if p.requires_grad), learning_rate),
             epochs=epochs,
             batch_size=self.batch_size,
             rng=rng,
