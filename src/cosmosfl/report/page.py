@@ -319,12 +319,14 @@ def _clusters_section(results: Results) -> str:
     figure = distance_figure(clustering) if clustering else None
     if clustering is None or figure is None:
         return ""
-    metric = METRIC_NAMES.get(clustering.metric, clustering.metric)
+    metric = clustering.metric
+    if metric in METRIC_NAMES:
+        metric = f"{METRIC_NAMES[metric]} between predictions on the public set"
     n = len(clustering.clusters)
     note = (
         f"{plural(n, 'cluster')} from {plural(len(clustering.clients), 'client')}: a member is at most the "
-        f"threshold B₀ = {clustering.threshold:.3g} from the centre of its cluster ({metric} between predictions "
-        "on the public set). Blue pairs are nearer than that, orange ones are farther apart; the frames are the "
+        f"threshold B₀ = {clustering.threshold:.3g} from the centre of its cluster ({metric}). "
+        "Blue pairs are nearer than that, orange ones are farther apart; the frames are the "
         "clusters."
     )
     if later := [id for members in clustering.clusters for id in members if id not in clustering.clients]:
