@@ -35,7 +35,6 @@ def spoiled(message, reply):
     bad = {
         0: np.full((len(demo.federation(3).public), 10), np.nan, np.float32),
         1: np.random.default_rng(0).random(25_000_000).astype(np.float32),
-        2: np.ones((3, 3), np.float32),
     }
     if round in bad and "arrays" in reply.content:
         reply.content["arrays"] = ArrayRecord({"probabilities": Array(bad[round])})
@@ -66,7 +65,7 @@ def start(loopback: Loopback, name: str, index: int, *, key: bool = True) -> Non
 
 
 def options(directory: Path, **more) -> dict:
-    return {"clients": CLIENTS, "rounds": 2, "min-clients": CLIENTS, "directory": str(directory), **more}
+    return {"clients": CLIENTS, "rounds": 1, "min-clients": CLIENTS, "directory": str(directory), **more}
 
 
 def events(directory: Path, kind: str) -> list[dict]:
@@ -90,7 +89,7 @@ def test_the_result_is_that_of_one_process_and_a_stranger_is_refused(loopback, t
     loopback.stop("stranger")
     assert loopback.wait(run).endswith("completed"), loopback.log_of("superlink")
 
-    config = demo.config(CLIENTS).model_copy(update={"rounds": 2})
+    config = demo.config(CLIENTS).model_copy(update={"rounds": 1})
     expected = json.loads(json.dumps(run_experiment(config).summary()))
     found = json.loads((tmp_path / "run" / "summary.json").read_text())
     for moment in ("local", "client_after_fit", "client"):
@@ -124,12 +123,11 @@ def test_a_killed_node_a_killed_server_and_a_bad_peer_do_not_end_a_federation(lo
     assert loopback.wait(second).endswith("completed"), loopback.log_of("superlink")
 
     took_part = {(event["client"], event["round"]) for event in events(directory, "traffic")}
-    assert {(name, round) for name in NAMES[:2] for round in range(3)} <= took_part
+    assert {(name, round) for name in NAMES[:2] for round in range(2)} <= took_part
     assert (NAMES[2], 0) not in took_part
-    assert (NAMES[2], 2) in took_part
+    assert (NAMES[2], 1) in took_part
     reasons = {(e["client"], e["round"]): e["reason"] for e in events(directory, "rejection")}
     assert "Node Unavailable" in reasons[NAMES[2], 0]
     assert "NaN or infinity" in reasons["mallory", 0]
     assert "100,000,128 bytes; expected at most" in reasons["mallory", 1]
-    assert "shape (3, 3)" in reasons["mallory", 2]
     assert json.loads((directory / "summary.json").read_text())["clients"] == CLIENTS + 1

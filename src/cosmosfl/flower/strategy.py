@@ -324,8 +324,8 @@ class MethodStrategy(Strategy):
     def _read(self, replies: Iterable[FlowerMessage], metrics: Means) -> Iterator[tuple[ClientId, Message]]:
         """Yield the answers to this round that can be read; record the others."""
         session = self._session
-        for reply in replies:
-            client = session.clients[self._sent[reply.metadata.reply_to_message_id]]
+        of = {session.clients[self._sent[reply.metadata.reply_to_message_id]]: reply for reply in replies}
+        for client, reply in sorted(of.items()):  # what is recorded does not depend on who was faster
             source = f"client {client!r}"
             try:
                 about = self._about(reply, source)
