@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import skops.io
 from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import Pipeline
@@ -57,6 +56,8 @@ class SklearnLearner(RefitLearner):
     @staticmethod
     def untrusted_types(state: State) -> list[str]:
         """Return the types in a saved state that skops does not know to be harmless."""
+        import skops.io
+
         model = state["model"].tobytes()
         return list(skops.io.get_untrusted_types(data=model)) if model else []
 
@@ -91,9 +92,13 @@ class SklearnLearner(RefitLearner):
         return np.asarray(model.predict_proba(inputs), dtype=np.float32)
 
     def _to_bytes(self, model: Any) -> bytes:
+        import skops.io  # takes as long to import as everything else together
+
         return bytes(skops.io.dumps(model))
 
     def _from_bytes(self, data: bytes) -> Any:
+        import skops.io
+
         return skops.io.loads(data, trusted=skops.io.get_untrusted_types(data=data))
 
 
