@@ -96,7 +96,7 @@ def test_the_update_is_the_vector_jacobian_product(size):
 
 
 def test_one_client_a_step_in_the_order_of_their_ids_and_change_is_from_what_h_makes_now():
-    """Catches no momentum, one step for the mean of all clients, all passes for one client before the next, and a Δ from
+    """Catches no momentum, one step for the mean of all clients, all passes for one client before the next, and Δ from
     what was sent, which another client's step has moved since.
     """
     server = trained(learning_rate=0.01, passes=2)
