@@ -250,7 +250,11 @@ class Party:
     def _leave(self, terms: Terms, client: Client, learned: Learner, events: Events, directory: Path) -> None:
         """Write the party's own run: its model, to use from now on, and its report."""
         run = Run(
-            config={"method": {"name": terms.method.name, **terms.method.model_dump()}, "rounds": terms.rounds},
+            config={
+                "method": {"name": terms.method.name, **terms.method.model_dump()},
+                "rounds": terms.rounds,
+                "seed": terms.task.seed,
+            },
             method=terms.method.name,
             rounds=terms.rounds,
             seed=terms.task.seed,

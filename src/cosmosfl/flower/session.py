@@ -63,6 +63,7 @@ class Agreement:
             "seed": self.task.seed,
             "n_classes": self.task.n_classes,
             "public": self.public.digest,
+            "engine": "flower",
         }
 
 

@@ -137,6 +137,8 @@ def _cards(results: Results) -> str:
     ]
     if results.is_local:
         cards[-1] = (*cards[-1][:2], "")
+    elif results.config.get("engine") == "flower":  # where parties train alone beside it
+        cards[-1] = (*cards[-1][:2], "of the server, waiting for clients included")
     first = " first" if results.per_client("client") else ""
     items = [
         f'<div class="card{first if i == 0 else ""}"><dt>{text(name)}</dt><dd class="value">{value}</dd>'
