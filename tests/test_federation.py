@@ -98,6 +98,9 @@ def test_the_result_is_that_of_one_process_and_a_stranger_is_refused(loopback, t
         assert found[key] == expected[key], key
 
 
+@pytest.mark.skipif(
+    "COSMOSFL_CHAOS" not in os.environ, reason="takes 150 s, most of it Flower's heartbeats; set COSMOSFL_CHAOS=1"
+)
 def test_a_killed_node_a_killed_server_and_a_bad_peer_do_not_end_a_federation(loopback, tmp_path):
     directory = tmp_path / "run"
     app = demo.write_app(tmp_path / "app")
