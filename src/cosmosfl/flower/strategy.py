@@ -376,7 +376,8 @@ class MethodStrategy(Strategy):
             client = session.clients.get(node, f"node {node}")
             log(WARNING, "Client %r: no answer within %.0f s", client, timeout)
             self._late[id] = (node, session.round)
-        return replies
+        order = {id: n for n, id in enumerate(self._sent)}
+        return sorted(replies, key=lambda reply: order[reply.metadata.reply_to_message_id])
 
 
 class Means:
