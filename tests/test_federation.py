@@ -74,6 +74,16 @@ def events(directory: Path, kind: str) -> list[dict]:
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
+def server_app(loopback: Loopback) -> int:
+    """Return the process that runs the server app now."""
+    (process,) = (
+        int(entry.parent.name)
+        for entry in Path("/proc").glob("[0-9]*/cmdline")
+        if b"flwr-serverapp" in (command := entry.read_bytes()) and f":{loopback.port}".encode() in command
+    )
+    return process
+
+
 def wait_for(what, timeout: float = 240) -> None:
     end = time.monotonic() + timeout
     while not what():
@@ -117,9 +127,7 @@ def test_a_killed_node_a_killed_server_and_a_bad_peer_do_not_end_a_federation(lo
     wait_for(lambda: events(directory, "traffic"))
 
     # between rounds the server app is killed; the node comes back; a new server app goes on
-    process = loopback.server_app()
-    assert process is not None
-    os.kill(process, signal.SIGKILL)
+    os.kill(server_app(loopback), signal.SIGKILL)
     start(loopback, NAMES[2], 2)
     second = loopback.submit(app, options(directory, **{"min-clients": CLIENTS + 1, "quorum": 0.4}))
     assert first != second

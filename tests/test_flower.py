@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import Array, Context, Error, Message, RecordDict
+from flwr.app import Array, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from sklearn.linear_model import LogisticRegression
 
@@ -22,7 +22,7 @@ from conftest import blobs, make_clients, three_kinds
 from cosmosfl.data.sets import PublicSet
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import Traffic
-from cosmosfl.flower import FederationError, MethodStrategy, client_app, strategy
+from cosmosfl.flower import FederationError, MethodStrategy, client_app, strategy, wire
 from cosmosfl.methods import PREDICTION_SHARING
 from cosmosfl.protocol import Rejection
 
@@ -306,6 +306,38 @@ def test_a_name_belongs_to_the_node_that_came_with_it(tmp_path):
     (rejection,) = [e for e in one.session.history if isinstance(e, Rejection)]
     assert rejection.reason == "node 98: the name 'a' is that of node 100; expected another"
     assert one.session.clients == {100: "a", 99: "b"}
+
+
+@pytest.mark.parametrize("name", sorted(set(cf.METHODS) - {kind.name for kind in PREDICTION_SHARING}))
+def test_a_party_refuses_a_server_that_asks_for_weights_or_data(name, tmp_path):
+    """Catches a server that has `centralized` run, whose clients send their private sets."""
+    (node,) = nodes_of(make_clients(1), tmp_path)
+    terms = {"federation": "0" * 32, "method": name, "parameters": "{}", "n_classes": 4, "seed": 0, "rounds": 1}
+    terms |= {"public": PUBLIC.digest, "round": 0, "kind": "step", "client": "a"}
+    for kind in ("query.hello", "train"):
+        message = Message(wire.encode(None, terms), node.context.node_id, kind)
+        reply = node.answer(message)
+        assert list(reply.content) == ["about"]
+        assert "expected one that exchanges predictions" in reply.content["about"]["refusal"]
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [{"oracle": [0.0, 99.0, 99.0, 5.0]}, {"client": [9.0, 99.0, 99.0, 5.0]}, {"client": [0.0, 101.0, 101.0, 5.0]}],
+)
+def test_accuracies_that_a_client_cannot_have_measured_are_rejected(claim, tmp_path):
+    nodes = nodes_of(make_clients(3), tmp_path)
+
+    def change(message: Message, reply: Message) -> Message:
+        if reply.content["about"].get("round") == 1:
+            reply.content["metrics"] = MetricRecord(claim)
+        return reply
+
+    nodes[0].change = change
+    one = federate(nodes, tmp_path)
+    (rejection,) = [e for e in one.session.history if isinstance(e, Rejection)]
+    assert (rejection.client, rejection.round) == ("a", 1)
+    assert "metrics" in rejection.reason
 
 
 # --- coming and going -------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from cosmosfl.engine.states import read_state, write_state
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import Traffic
 from cosmosfl.flower import wire
-from cosmosfl.methods import METHODS
+from cosmosfl.methods import METHODS, check_exchanges_predictions
 from cosmosfl.methods.local import Local, Nothing
 from cosmosfl.protocol import Client, InvalidMessageError, Learner, Message, Method, NotFittedError, Task, message_types
 from cosmosfl.run import Run
@@ -157,7 +157,7 @@ class Terms:
         Raises
         ------
         InvalidMessageError
-            If a part is missing, or there is no such method.
+            If a part is missing, or there is no such method among those that exchange predictions.
         """
         federation, name = wire.text(about, "federation", SERVER), wire.text(about, "method", SERVER)
         if not re.fullmatch("[0-9a-f]{32}", federation):  # it becomes the name of a directory
@@ -166,8 +166,9 @@ class Terms:
             raise InvalidMessageError(f"{SERVER}: method: {name!r}; this cosmosfl has {', '.join(METHODS)}")
         try:
             method = METHODS[name].model_validate_json(wire.text(about, "parameters", SERVER))
+            check_exchanges_predictions(method)  # whatever the server asks for, weights and data stay here
         except ValueError as error:
-            raise InvalidMessageError(f"{SERVER}: parameters of {name!r}: {error}") from error
+            raise InvalidMessageError(f"{SERVER}: {name!r}: {error}") from error
         task = Task(wire.whole(about, "n_classes", SERVER), wire.whole(about, "seed", SERVER))
         return cls(federation, method, task, wire.text(about, "public", SERVER), wire.whole(about, "rounds", SERVER))
 

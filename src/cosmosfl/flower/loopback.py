@@ -64,7 +64,11 @@ class Loopback:
             (self.directory / part).mkdir(parents=True, exist_ok=True)
         write_certificates(self.directory)
         self.port = self.port or free_port()
-        self.start_superlink()
+        try:
+            self.start_superlink()
+        except BaseException:
+            self.stop("superlink")  # there is no end of a statement that did not begin
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -165,15 +169,6 @@ class Loopback:
         """Submit an app, with its run configuration, and return the number of the run."""
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         return int(self._flwr("run", str(app), CONNECTION, "--run-config", pairs)["run-id"])
-
-    def server_app(self) -> int | None:
-        """Return the process that runs a server app now; None if there is none. On Linux only."""
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                command = entry.read_bytes().decode(errors="replace")
-                if "flwr-serverapp" in command and f":{self.port}" in command:
-                    return int(entry.parent.name)
-        return None
 
     def status(self, run: int) -> str:
         """Return how a run stands, as Flower says it: ``finished:completed`` at the end, if all went well."""

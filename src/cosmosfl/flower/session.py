@@ -24,10 +24,10 @@ from cosmosfl.engine.states import read_state, write_state
 from cosmosfl.events import Event
 from cosmosfl.protocol import (
     ClientId,
+    Clustering,
     InvalidMessageError,
     Message,
     Method,
-    NotApplicableError,
     Rejection,
     Task,
     message_types,
@@ -234,7 +234,7 @@ class Session:
             "opening": self.opening,
             "refused": self.refused,
             "seconds": self._seconds(),
-            "events": len((self.directory.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()),
+            "events": sum(not isinstance(event, Clustering) for event in self.history),  # of metrics.jsonl
         }
         server = {f"server.{key}": value for key, value in self.server.state().items()}
         write_state(self.directory.path / CHECKPOINT, {"about": pack_json(about), **server, **arrays})
@@ -266,18 +266,3 @@ class Session:
         self.history = [*self.directory.forget_after(about["events"])]
         if self.server.clustering is not None:
             self.history.append(self.server.clustering)
-
-
-def check_method(method: Method) -> None:
-    """Check that a method can run between machines: what it exchanges are predictions.
-
-    Raises
-    ------
-    NotApplicableError
-        If it exchanges weights or data, or nothing.
-    """
-    from cosmosfl.methods import PREDICTION_SHARING
-
-    if type(method) not in PREDICTION_SHARING:
-        names = ", ".join(kind.name for kind in PREDICTION_SHARING)
-        raise NotApplicableError(f"method: {method.name!r}; expected one that exchanges predictions: {names}")

@@ -23,7 +23,8 @@ from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import Event
 from cosmosfl.flower import wire
 from cosmosfl.flower.client import LAST, STEP
-from cosmosfl.flower.session import Agreement, FederationError, Node, Session, check_method
+from cosmosfl.flower.session import Agreement, FederationError, Node, Session
+from cosmosfl.methods import check_exchanges_predictions
 from cosmosfl.methods.local import Nothing
 from cosmosfl.protocol import ClientId, InvalidMessageError, Message, Method, Task, message_types
 
@@ -88,7 +89,7 @@ class MethodStrategy(Strategy):
         threads: int = 1,
         callbacks: Iterable[Callable[[Event], None]] = (),
     ) -> None:
-        check_method(method)
+        check_exchanges_predictions(method)
         if n_classes < 2:
             raise ValueError(f"n_classes: {n_classes}; expected at least 2")
         if min_clients < 1:
@@ -331,7 +332,7 @@ class MethodStrategy(Strategy):
                 about = self._about(reply, source)
                 if wire.whole(about, "round", source) != session.round:
                     raise InvalidMessageError(f"{source}: an answer to round {about['round']}, not {session.round}")
-                measured = wire.measurements(reply.content, client)
+                measured = wire.measurements(reply.content, client, session.round)
                 answer: Message = Nothing()
                 if session.round <= session.agreement.rounds:
                     answer = wire.decode(reply.content, self._up, source, self._limit)

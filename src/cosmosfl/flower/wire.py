@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from cosmosfl.evaluation.metrics import MOMENTS, Measurement
+from cosmosfl.evaluation.metrics import Measurement, Moment
 from cosmosfl.protocol import InvalidMessageError, Message
 
 PROTOCOL = 1
 """Version of what is on the wire. Parties with another one refuse each other."""
 ABOUT, NUMBERS, ARRAYS, METRICS = "about", "numbers", "arrays", "metrics"
+OWN_MOMENTS: tuple[Moment, ...] = ("local", "client_after_fit", "client")
+"""What a client can measure: the server's models are not there."""
 Scalar = int | float | str | bool
 Content = TypeVar("Content", bound=Message)
 
@@ -166,8 +168,8 @@ def whole(about: Mapping[str, Scalar], key: str, source: str) -> int:
     return value
 
 
-def measurements(content: RecordDict, client: str) -> list[Measurement]:
-    """Return what a client measured on its own test set, if it says.
+def measurements(content: RecordDict, client: str, latest: int) -> list[Measurement]:
+    """Return what a client measured of its own models, if it says; in rounds up to `latest`.
 
     Raises
     ------
@@ -180,10 +182,10 @@ def measurements(content: RecordDict, client: str) -> list[Measurement]:
     result = []
     for moment, values in record.items() if isinstance(record, MetricRecord) else ():
         numbers = values if isinstance(values, list) else []
-        if moment not in MOMENTS or len(numbers) != 4 or not np.isfinite(numbers).all():
+        if moment not in OWN_MOMENTS or len(numbers) != 4 or not np.isfinite(numbers).all():
             break
         round, top1, top5, samples = numbers
-        if not (0 <= top1 <= top5 <= 100 and samples >= 1 and round >= 0):
+        if not (0 <= top1 <= top5 <= 100 and samples >= 1 and 0 <= round <= latest):
             break
         result.append(Measurement(int(round), moment, client, float(top1), float(top5), int(samples)))
     if len(result) != len(record):

@@ -20,7 +20,7 @@ from cosmosfl.methods.local import Local
 from cosmosfl.methods.pfedck import PFedCK
 from cosmosfl.methods.pfedhn import PFedHN
 from cosmosfl.methods.pfedme import PFedMe
-from cosmosfl.protocol import Method
+from cosmosfl.protocol import Method, NotApplicableError
 
 PREDICTION_SHARING: tuple[type[Method], ...] = (Cosmos, FedMD, Comet, FedCT, DSFL)
 """Those that exchange predictions: they take models of any kind, and run between machines (`cosmosfl.flower`)."""
@@ -32,6 +32,20 @@ WEIGHT_SHARING: tuple[type[Method], ...] = (
 _ALL: tuple[type[Method], ...] = (Cosmos, Local, Centralized, *PREDICTION_SHARING[1:], *WEIGHT_SHARING)
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 """Method name -> its class: ours, the two references, those that exchange predictions, those that exchange weights."""
+
+
+def check_exchanges_predictions(method: Method) -> None:
+    """Check that a method may run between machines: what leaves a client are predictions.
+
+    Raises
+    ------
+    NotApplicableError
+        If it exchanges weights or data, or nothing.
+    """
+    if type(method) not in PREDICTION_SHARING:
+        names = ", ".join(kind.name for kind in PREDICTION_SHARING)
+        raise NotApplicableError(f"method: {method.name!r}; expected one that exchanges predictions: {names}")
+
 
 __all__ = [
     "DSFL",
@@ -55,4 +69,5 @@ __all__ = [
     "PFedCK",
     "PFedHN",
     "PFedMe",
+    "check_exchanges_predictions",
 ]

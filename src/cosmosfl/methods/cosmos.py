@@ -22,15 +22,19 @@ from cosmosfl.clustering import (
     MeanAccumulator,
     Metric,
     aggregate,
-    auto_threshold,
-    greedy_clusters,
     pairwise_distances,
-    threshold_for,
 )
 from cosmosfl.data.sets import FloatArray, PublicSet
 from cosmosfl.learners.torch import TorchLearner
-from cosmosfl.methods.predictions import PredictionMethod, Predictions, PredictionServer, PseudoLabels, TeacherLabels
-from cosmosfl.protocol import ClientId, Clustering, Learner, Task, check_probabilities
+from cosmosfl.methods.predictions import (
+    PredictionMethod,
+    Predictions,
+    PredictionServer,
+    PseudoLabels,
+    TeacherLabels,
+    clusters_of,
+)
+from cosmosfl.protocol import ClientId, Learner, Task, check_probabilities
 from cosmosfl.randomness import stream
 
 
@@ -82,7 +86,8 @@ class CosmosServer(PredictionServer):
         """Cluster (in the first round), train the cluster models, return Q_k to each member."""
         if self.clustering is None:
             predictions = self.gathered(uplinks)
-            self.clustering = self.cluster(predictions)
+            method = self.method
+            self.clustering = clusters_of(predictions, method.distance, method.threshold, method.n_clusters)
             self.cluster_models = [copy.deepcopy(self.new_cluster_model()) for _ in self.clustering.clusters]
             targets = self._compared(predictions)
         elif self.method.aggregation == "mean":
@@ -106,19 +111,6 @@ class CosmosServer(PredictionServer):
             downlinks |= dict.fromkeys(self.clustering.clusters[k], TeacherLabels(self.round, labels))
         self.round += 1
         return {**self.asked_again(), **downlinks}
-
-    def cluster(self, predictions: Predictions) -> Clustering:
-        """Phase 1, step 2: distances, threshold, greedy elimination."""
-        clients, P = tuple(predictions.clients), predictions.array()
-        distances = pairwise_distances(P, self.method.distance)
-        if self.method.n_clusters is not None:
-            threshold = threshold_for(distances, self.method.n_clusters)
-        elif self.method.threshold == "auto":
-            threshold = auto_threshold(P, self.method.distance)
-        else:
-            threshold = self.method.threshold
-        clusters = tuple(tuple(clients[i] for i in members) for members in greedy_clusters(distances, threshold))
-        return Clustering(clients, distances, self.method.distance, threshold, clusters)
 
     def _compared(self, predictions: Predictions) -> dict[int, FloatArray]:
         """Return the target of each cluster from all predictions at once."""

@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import NonNegativeFloat, PositiveInt
 
-from cosmosfl.clustering import Metric, auto_threshold, greedy_clusters, pairwise_distances
+from cosmosfl.clustering import Metric
 from cosmosfl.data.sets import FloatArray, PublicSet
 from cosmosfl.methods.door import accepted
 from cosmosfl.methods.fedavg import FedAvgClient
-from cosmosfl.methods.predictions import Predictions
+from cosmosfl.methods.predictions import Predictions, clusters_of
 from cosmosfl.methods.stored import StoredWeights
 from cosmosfl.methods.weights import GlobalWeights, LocalWeights, WeightMethod, WeightServer
-from cosmosfl.protocol import Client, ClientId, Clustering, Task, check_probabilities
+from cosmosfl.protocol import Client, ClientId, Task, check_probabilities
 from cosmosfl.randomness import stream
 
 
@@ -95,7 +95,7 @@ class FLISServer(WeightServer):
             for client, (message, probabilities) in self.judged(uplinks):
                 predictions.add(client, probabilities)
                 stored.add(client, message)
-            self.clustering = self.cluster(predictions)
+            self.clustering = clusters_of(predictions, self.method.distance, self.method.threshold)
             answers: dict[ClientId, GlobalWeights] = {}
             for members in self.clustering.clusters:
                 answers |= dict.fromkeys(members, GlobalWeights(self.round, stored.mean(members)))
@@ -115,13 +115,3 @@ class FLISServer(WeightServer):
             return message, check_probabilities(self.model.predict_proba(self.inputs), shape=shape, source=source)
 
         return accepted(self, self.accepted(uplinks), predicted, "model")
-
-    def cluster(self, predictions: Predictions) -> Clustering:
-        """Return the clusters that the predictions give."""
-        clients, P = tuple(predictions.clients), predictions.array()
-        distances = pairwise_distances(P, self.method.distance)
-        threshold = self.method.threshold
-        if threshold == "auto":
-            threshold = auto_threshold(P, self.method.distance)
-        clusters = tuple(tuple(clients[i] for i in members) for members in greedy_clusters(distances, threshold))
-        return Clustering(clients, distances, self.method.distance, threshold, clusters)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import NonNegativeInt
 
+from cosmosfl.clustering import Metric, auto_threshold, greedy_clusters, pairwise_distances, threshold_for
 from cosmosfl.data.sets import FloatArray, InputArray, PublicSet
 from cosmosfl.methods.door import accepted
 from cosmosfl.protocol import (
     Client,
     ClientId,
     ClientSide,
+    Clustering,
     Message,
     Method,
     ServerSide,
@@ -148,6 +151,28 @@ class PredictionServer(ServerSide[TeacherLabels, PseudoLabels]):
         for client, probabilities in self.accepted(uplinks):
             result.add(client, probabilities)
         return result
+
+
+def clusters_of(
+    predictions: Predictions, distance: Metric, threshold: float | Literal["auto"], n_clusters: int | None = None
+) -> Clustering:
+    """Return the clusters that predictions give: distances, threshold, greedy elimination.
+
+    Parameters
+    ----------
+    predictions
+        Of all clients.
+    distance, threshold, n_clusters
+        As `cosmosfl.Cosmos` takes them; with `n_clusters` the threshold is searched for.
+    """
+    clients, P = tuple(predictions.clients), predictions.array()
+    distances = pairwise_distances(P, distance)
+    if n_clusters is not None:
+        threshold = threshold_for(distances, n_clusters)
+    elif threshold == "auto":
+        threshold = auto_threshold(P, distance)
+    clusters = tuple(tuple(clients[i] for i in members) for members in greedy_clusters(distances, threshold))
+    return Clustering(clients, distances, distance, threshold, clusters)
 
 
 class Predictions:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cosmosfl.commands.terminal import errors_in_one_line, new_directory, out
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Federations between machines, on Flower.")
 
 
@@ -27,8 +29,6 @@ def try_(
     Certificates and keys are made in a temporary directory, and every process ends with the command. Needs Flower, the
     extra "flower". For a federation between machines see examples/flower/README.md.
     """
-    from cosmosfl.cli import errors_in_one_line, new_directory, out
-
     with errors_in_one_line():
         from cosmosfl.console import outcome_table
         from cosmosfl.flower import FederationError, demo
