@@ -64,7 +64,7 @@ class FedSelect(WeightMethod):
     model as it is after training, so that what comes back in the last round goes unused. Other than there, `limit` is
     never exceeded, biases can become personal too (scikit-learn's digits see no difference), and the learner's
     optimiser takes the place of plain SGD: one for the personal entries and one for the shared, made anew in each
-    round. (One for each pass is worse on digits, by half a point to one.)
+    round. (One for each pass did a little worse on digits.)
 
     The server sends the means of all entries to all clients, who take what they share; so its answer stays as large as
     a model, while what the clients send gets smaller.

@@ -59,9 +59,8 @@ class PFedCK(WeightMethod):
     Only the paper's summary was at hand. It has the server cluster in every round, "according to the similarity of the
     amount of parameter variation". Here that is k-means on the directions of what each client made of the parameters
     that it began the round with: lengths would tell who has more samples. The number of clusters is given, as in COMET.
-    (To choose it by the silhouette was tried: on scikit-learn's digits up to half a point better where groups have
-    classes in common, one to two worse where not.) The mean in a cluster is weighted by samples. A client whose message
-    was not accepted gets the mean of all.
+    (Choosing it by the silhouette did better on some splits of scikit-learn's digits, and worse on others.) The mean in
+    a cluster is weighted by samples. A client whose message was not accepted gets the mean of all.
 
     Nor could it be confirmed how the terms of the loss are weighted; above, the weights come on top of a cross-entropy
     of weight 1. On digits, half or twice the weight of predictions, and none or four times that of features, changed

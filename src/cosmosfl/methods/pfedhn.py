@@ -46,12 +46,9 @@ class PFedHN(WeightMethod):
 
     - The θ_i of Δ is the current h(v_i), not what was sent: the steps that were made in between, for other clients,
       have moved it. In the paper both are the same. Each step is then one of least squares towards θ̃_i; with Δ as it
-      was when it was sent, the steps of a round add up and go too far (scikit-learn's digits: 10 to 40%, where training
-      alone gives 80%).
-    - The server takes the answers of a round several times (`passes`), at a lower rate. With one pass h is behind, and
-      at the paper's rate the clients that came last have moved it away from the others (emnist47, 10 clients, small
-      MLPs, their training by Adam, 7 rounds, on a held-out part of their training sets: 47% with one pass at 0.01, 35%
-      with five, 74% with ten at 0.005, 75% with twenty at 0.003; training alone gives 74%).
+      was when it was sent, the steps of a round add up and go too far.
+    - The server takes the answers of a round several times (`passes`), at a lower rate. With one pass h
+      stays behind; at the paper's rate the clients that come last move it away from the others.
     - At the beginning h gives every client the initial weights that all methods start from (its last layer has these
       as bias, and zeros as weights), so these need not be sent. The authors begin with noise, of a scale that has
       nothing to do with the model's.
