@@ -216,13 +216,13 @@ def draw(one: Comparison) -> str:
                 by.setdefault(cell["method"], {}).setdefault(round, []).append(mean)
     order = sorted(by, key=lambda m: -np.mean(by[m][max(by[m])]))
     figure, axes = plt.subplots(figsize=(8, 4.6 if len(order) < 8 else 6), layout="constrained")
-    colours = iter(COLOURS * 2)
+    colours = iter(COLOURS if len(order) <= len(COLOURS) + 2 else mpl.colormaps["tab20"].colors)
     for method in order:
         rounds = sorted(by[method])
         means = [np.mean(by[method][r]) for r in rounds]
         colour = "#0072b2" if method == OURS else "#d55e00" if method == ALONE else next(colours)
         weight = 2.8 if method in (OURS, ALONE) else 1.4
-        style = "-" if family(method) in ("predictions", "nothing") else "--"
+        style = {"weights": "--", "all data": ":"}.get(family(method), "-")
         axes.plot(rounds, means, style, color=colour, lw=weight, marker="o", ms=3.5, label=method)
     axes.set(xlabel="round", ylabel="top-1 accuracy of the clients' own models (%)", title=one.title)
     axes.set_xticks(sorted({r for method in by.values() for r in method}))
@@ -286,8 +286,8 @@ def why() -> str:
         f"{mean('largest_probability_of_mean'):.2f} on average: DS-FL's sharpening with "
         "the paper's T = 0.1, made for ten classes, flattens that instead. In the first two comparisons it has "
         "T = 0.02: on emnist47 the same search with `-s method.temperature=0.02` did better on the validation part "
-        "(both are in the comments of `results/tuned/emnist/dsfl.toml`), on CIFAR-100 0.1 was not tried. No temperature mends a wrong "
-        "answer.\n\n"
+        "(both are in the comments of `results/tuned/emnist/dsfl.toml`), on CIFAR-100 0.1 was not tried. No "
+        "temperature mends a wrong answer.\n\n"
         "The same holds for weights, in the comparison of all methods: FedAvg, FedProx and FedDF end with one model "
         "for everybody, and what a client has "
         "after fitting it to its own data (*after fit*) is above local training. pFedHN's spread over seeds says that "
@@ -313,7 +313,8 @@ def main() -> None:
         "trials (a third of the configured rate, the rate, three times it), on a quarter of each client's training "
         "data, in a smaller federation (DS-FL on emnist47 twice three, see the end). "
         "COMET and pFedCK are told the true number of groups; COSMOS and FLIS find "
-        "their clusters. Dashed lines exchange weights.\n",
+        "their clusters. Dashed lines exchange weights, the dotted one is "
+        "training on all data.\n",
         *(section(one) for one in COMPARISONS),
         why(),
     ]
