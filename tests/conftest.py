@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,11 @@ from cosmosfl.experiment import Federation, build_federation
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def hear_ctrl_c() -> None:
+    """Run in a new process before its program: one started by a shell in the background would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def blobs(n: int, classes: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import pytest
 
+from conftest import hear_ctrl_c
 from cosmosfl.comparison import plan as plan_module
 from cosmosfl.comparison import runner
 from cosmosfl.comparison.grid import Axis, GridError, value_label
@@ -551,7 +552,12 @@ def test_ctrl_c_leaves_what_is_finished(tmp_path):
     command = [sys.executable, "-m", "cosmosfl", "compare", "--methods", "local", "--seeds", "0,1,2,3", "--workers",
                "1", *sets, "--set", "method.local_epochs=60", "--out", str(out)]  # fmt: skip
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     deadline = time.monotonic() + 60
     while not (out / "cells" / "local_seed=1" / "config.toml").is_file():

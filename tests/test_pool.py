@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import hear_ctrl_c
 from cosmosfl.engine.pool import Pool, WorkerDiedError, n_workers
 
 
@@ -124,7 +125,12 @@ def test_ctrl_c_ends_the_workers_too(tmp_path):
         """)
     )
     process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     pids = [int(process.stdout.readline()) for _ in range(2)]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
