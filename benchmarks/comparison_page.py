@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 
 from cosmosfl.evaluation.metrics import Measurement
-from cosmosfl.methods import METHODS, PREDICTION_SHARING, WEIGHT_SHARING
+from cosmosfl.methods import PREDICTION_SHARING, WEIGHT_SHARING
 from cosmosfl.store import RunDirectory
 
 mpl.use("Agg")
@@ -104,9 +104,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def family(method: str) -> str:
     """Say what a method puts on the wire."""
-    if METHODS[method] in PREDICTION_SHARING:
+    if method in PREDICTION_SHARING:
         return "predictions"
-    return "weights" if METHODS[method] in WEIGHT_SHARING else {"local": "nothing", "centralized": "all data"}[method]
+    return "weights" if method in WEIGHT_SHARING else {"local": "nothing", "centralized": "all data"}[method]
 
 
 def ranking(one: Comparison) -> str:
@@ -159,9 +159,9 @@ def ranking(one: Comparison) -> str:
 def verdict(one: Comparison) -> str:
     """Say in a sentence or two what the numbers say, and no more."""
     client, differences = one.summary("client"), one.differences()
-    agnostic = [m.name for m in PREDICTION_SHARING if m.name != OURS and m.name in differences]
+    agnostic = [name for name in PREDICTION_SHARING if name != OURS and name in differences]
     sentences = []
-    weights = [m.name for m in WEIGHT_SHARING if m.name in differences]
+    weights = [name for name in WEIGHT_SHARING if name in differences]
     groups = {
         "the other methods that exchange predictions": agnostic,
         "local training": [ALONE],

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import cosmosfl as cf
 from conftest import blobs
 from cosmosfl.data.sets import PublicSet
-from cosmosfl.methods import WEIGHT_SHARING
+from cosmosfl.methods import METHODS, WEIGHT_SHARING
 from cosmosfl.methods.ditto import Ditto
 from cosmosfl.methods.fedavg import FedAvg
 from cosmosfl.methods.fedbabu import FedBABU
@@ -33,7 +33,7 @@ from cosmosfl.randomness import stream
 
 SHARING_ALL = (FedAvg, FedProx, Ditto, FedRep, FedBABU, PFedMe)
 """Those whose global model has what all clients send of it, statistics of batch normalisation too."""
-ALL = WEIGHT_SHARING
+ALL = [METHODS[name] for name in WEIGHT_SHARING]
 TASK = Task(n_classes=4, seed=0)
 PUBLIC = PublicSet(np.zeros((4, 2), np.float32))
 

@@ -9,7 +9,9 @@ COSMOS (Rachmut et al. 2026, arXiv 2605.11165) for models of any kind::
     run.model("a").predict_proba(X)
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from cosmosfl.clustering import (
     aggregate,
@@ -20,10 +22,19 @@ from cosmosfl.clustering import (
     threshold_for,
 )
 from cosmosfl.data.sets import EvaluationSet, PublicSet
-from cosmosfl.learners import BoostingLearner, SklearnLearner, TorchLearner
+from cosmosfl.lazy import exported
 from cosmosfl.methods import METHODS, Cosmos, Local
 from cosmosfl.protocol import Client, Learner
 from cosmosfl.run import Run, load
+
+if TYPE_CHECKING:
+    from cosmosfl.learners import BoostingLearner, SklearnLearner, TorchLearner
+else:  # with each comes a library that not everybody needs
+    __getattr__, __dir__ = exported(
+        __name__, dict.fromkeys(("BoostingLearner", "SklearnLearner", "TorchLearner"), "cosmosfl.learners")
+    )
+
+__version__ = "0.1.0"
 
 __all__ = [
     "METHODS",

@@ -305,7 +305,7 @@ def _resolve(
         return table.get("name") if isinstance(table, dict) else None
 
     name = next((found for layer in [*given, *files] if (found := named(layer))), None)
-    if name in METHODS:  # a preset for one method serves others too
+    if isinstance(name, str) and name in METHODS:  # a preset for one method serves others too
         files = [layer if named(layer) in (None, name) else for_method(layer, name) for layer in files]
     return ExperimentConfig.parse(*given, *files)
 

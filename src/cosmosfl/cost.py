@@ -24,8 +24,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 
 from cosmosfl.config import ExperimentConfig
 from cosmosfl.data.sets import InputArray
@@ -35,6 +33,7 @@ from cosmosfl.learners.refit import RefitLearner
 from cosmosfl.methods.local import Local
 from cosmosfl.methods.predictions import LARGE, PredictionMethod
 from cosmosfl.protocol import Client, Learner, Method
+from cosmosfl.threads import Threads
 
 PROBE = 64
 """Samples that a timed step of a model trained in epochs is made on, unless its batches are larger."""
@@ -102,18 +101,13 @@ def estimate(config: ExperimentConfig, federation: Federation) -> Cost:
     method = method.prepare(clients)
     kinds = Counter(repr(client.learner) for client in clients)
     speeds = {}
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        with threadpool_limits(config.threads):
-            for client in clients:
-                if (kind := repr(client.learner)) not in speeds:
-                    speeds[kind] = measure(client.learner, client.private.inputs, federation.n_classes)
-            teacher = getattr(method, "teacher", None)
-            if teacher is not None:
-                speeds["server"] = measure(teacher, federation.public.inputs, federation.n_classes)
-    finally:
-        torch.set_num_threads(before)
+    with Threads(config.threads):
+        for client in clients:
+            if (kind := repr(client.learner)) not in speeds:
+                speeds[kind] = measure(client.learner, client.private.inputs, federation.n_classes)
+        teacher = getattr(method, "teacher", None)
+        if teacher is not None:
+            speeds["server"] = measure(teacher, federation.public.inputs, federation.n_classes)
     rounds, alone = config.rounds + 1, Local(local_epochs=method.local_epochs)
     S = getattr(method, "server_epochs", 0)
     K = getattr(method, "n_clusters", None) or config.partition.options().get("groups", 1)

@@ -8,18 +8,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from sklearn.metrics import adjusted_rand_score
 
 from cosmosfl.evaluation.metrics import MOMENTS, Measurement, Moment, Summary, at_moment
 from cosmosfl.events import Event, Traffic
-from cosmosfl.learners import BoostingLearner, SklearnLearner, TorchLearner
-from cosmosfl.models import MODELS
 from cosmosfl.protocol import TRAINING_PREFIX, ClientId, Clustering, Learner, Rejection
 from cosmosfl.store import SCHEMA, RunDirectory, RunDirectoryError, write_atomically
+
+
+@runtime_checkable
+class BuiltInLearner(Protocol):
+    """A learner that can be made again from its saved state and what it says of itself."""
+
+    def saved_as(self) -> dict[str, Any]:
+        """Return its kind and, for kinds with several models, which; names that are built in only, never code."""
 
 
 class ModelNotLoadedError(RuntimeError):
@@ -142,6 +147,8 @@ class Run:
         """Agreement of the clusters with the true groups (1 the same, 0 chance); None where those are not known."""
         if self.groups is None or self.clustering is None:
             return None
+        from sklearn.metrics import adjusted_rand_score  # a second to import, for experiments only
+
         label = {id: k for k, members in enumerate(self.clustering.clusters) for id in members}
         ids = list(label)
         return float(adjusted_rand_score([self.groups[id] for id in ids], [label[id] for id in ids]))
@@ -195,6 +202,7 @@ class Run:
         from cosmosfl.report.page import write_report  # plotly takes half a second to import
 
         _save_models(self, directory.path / "models")
+        directory.write_environment()
         directory.write_summary(self.summary())
         return write_report(directory)
 
@@ -285,26 +293,24 @@ def _save_models(run: Run, directory: Path) -> None:
 
 
 def _describe(learner: Learner) -> dict[str, Any]:
-    """Return what is needed, beside its state, to make this learner again; only built-in names, never code."""
-    match learner:
-        case TorchLearner():
-            return {"kind": "torch", "model": learner.model if isinstance(learner.model, str) else None}
-        case SklearnLearner():
-            return {"kind": "sklearn"}
-        case BoostingLearner():
-            return {"kind": "boosting", "library": learner.library}
+    """Return what is needed, beside its state, to make this learner again."""
+    if isinstance(learner, BuiltInLearner):
+        return learner.saved_as()
     return {"kind": "custom", "type": type(learner).__qualname__}
 
 
 def _load_model(directory: Path, entry: dict[str, Any], given: Learner | None, trusted: bool) -> Learner:
     state = load_file(directory / entry["file"])
-    if entry["kind"] == "sklearn" and not trusted and (types := SklearnLearner.untrusted_types(state)):
-        raise ModelNotLoadedError(
-            f"it holds {', '.join(types)}, which a crafted file can use to do harm; if you trust where the files come "
-            "from: load(..., trusted=True)"
-        )
-    if entry["kind"] == "sklearn" and given is None:
-        return SklearnLearner.from_state(state)
+    if entry["kind"] == "sklearn":
+        from cosmosfl.learners import SklearnLearner
+
+        if not trusted and (types := SklearnLearner.untrusted_types(state)):
+            raise ModelNotLoadedError(
+                f"it holds {', '.join(types)}, which a crafted file can use to do harm; if you trust where the files "
+                "come from: load(..., trusted=True)"
+            )
+        if given is None:
+            return SklearnLearner.from_state(state)
     learner = copy.deepcopy(given) if given is not None else _rebuild(entry)
     learner.restore(state)
     return learner
@@ -312,16 +318,20 @@ def _load_model(directory: Path, entry: dict[str, Any], given: Learner | None, t
 
 def _is_built_in(model: str | None) -> bool:
     """Say whether a name is that of a built-in model, perhaps with a size; no other is looked up for a saved file."""
+    from cosmosfl.models import MODELS  # and torch, which whoever loads another kind of model need not load
+
     name, at, size = (model or "").partition("@")
     return name in MODELS and (not at or re.fullmatch("[1-9][0-9]{0,3}", size) is not None)
 
 
 def _rebuild(entry: dict[str, Any]) -> Learner:
+    from cosmosfl import learners  # each brings its library, so only what is needed
+
     match entry["kind"]:
         case "torch" if _is_built_in(entry["model"]):
-            return TorchLearner(entry["model"])
+            return learners.TorchLearner(entry["model"])
         case "boosting":
-            return BoostingLearner(entry["library"])
+            return learners.BoostingLearner(entry["library"])
         case "torch":
             what = "a torch module that is not built in"
         case _:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -26,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-import torch
 
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import Event, Traffic
@@ -83,9 +83,10 @@ class RunDirectory:
                 file.unlink()
         (path / "models").mkdir(parents=True, exist_ok=True)
         write_atomically(path / "config.toml", tomli_w.dumps(_without_none(config)))
-        write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         (path / "metrics.jsonl").touch()
-        return cls(path)
+        directory = cls(path)
+        directory.write_environment()
+        return directory
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
@@ -137,6 +138,10 @@ class RunDirectory:
         """Read environment.json."""
         return self._read_json("environment.json")
 
+    def write_environment(self) -> None:
+        """Write environment.json; at the end of a run again, when all that it used is imported."""
+        write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
     def summary(self) -> dict[str, Any]:
         """Read summary.json."""
         return self._read_json("summary.json")
@@ -172,13 +177,14 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    torch = sys.modules.get("torch")  # who has not imported it does not use it
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "torch_threads": torch.get_num_threads() if torch else None,
+        "gpu": torch.cuda.get_device_name(0) if torch and torch.cuda.is_available() else None,
         "packages": versions,
     }
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
 
 import joblib
-import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from threadpoolctl import threadpool_limits
+
+from cosmosfl.threads import Threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,6 +32,8 @@ def n_workers(workers: int | Literal["auto"], n_jobs: int) -> int:
         If `workers` is neither ``"auto"`` nor a number of at least 1.
     """
     if workers == "auto":
+        import torch  # only here, for parties and servers without a torch model
+
         workers = 1 if torch.cuda.is_available() else joblib.cpu_count()
     elif isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers: {workers!r}; expected a number of at least 1, or 'auto'")
@@ -57,12 +60,11 @@ class Pool:
     def __init__(self, workers: int, threads: int = 1) -> None:
         self.workers = workers
         self.threads = threads
+        self._limit = Threads(threads)
         self._parallel: joblib.Parallel | None = None
 
     def __enter__(self) -> Self:
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        self._limits = threadpool_limits(self.threads)
+        self._limit.__enter__()
         if self.workers > 1:
             with joblib.parallel_config("loky", inner_max_num_threads=self.threads):
                 self._parallel = joblib.Parallel(
@@ -75,8 +77,7 @@ class Pool:
         if self._parallel is not None:
             self._parallel.__exit__(kind, error, at)
             self._parallel = None
-        self._limits.restore_original_limits()
-        torch.set_num_threads(self._threads_before)
+        self._limit.__exit__(kind, error, at)
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> list[Result]:
         """Return the list of ``function(item)``, in order."""
@@ -158,5 +159,6 @@ class Pool:
 
 
 def _in_worker(threads: int, function: Callable[[Any], Result], n: int, item: Any) -> tuple[int, Result]:
-    torch.set_num_threads(threads)
+    if (torch := sys.modules.get("torch")) is not None:  # imported later, it follows OMP_NUM_THREADS, set by joblib
+        torch.set_num_threads(threads)
     return n, function(item)

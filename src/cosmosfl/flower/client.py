@@ -19,7 +19,6 @@ from flwr.clientapp import ClientApp
 
 from cosmosfl.data.sets import PublicSet
 from cosmosfl.engine.local import agree
-from cosmosfl.engine.pool import Pool
 from cosmosfl.engine.states import read_state, write_state
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import Traffic
@@ -29,6 +28,7 @@ from cosmosfl.methods.local import Local, Nothing
 from cosmosfl.protocol import Client, InvalidMessageError, Learner, Message, Method, NotFittedError, Task, message_types
 from cosmosfl.run import Run
 from cosmosfl.store import write_atomically
+from cosmosfl.threads import Threads
 
 Labelled = tuple[npt.ArrayLike, npt.ArrayLike]
 Value = TypeVar("Value")
@@ -114,8 +114,12 @@ def client_app(
 
     @app.train()
     def train(message: FlowerMessage, context: Context) -> FlowerMessage:
-        with Pool(1, threads):
-            return _answer(message, lambda content: party(context).train(content))
+        def work(content: RecordDict) -> RecordDict:
+            taking_part = party(context)  # its learner has imported what it needs, so that this can be limited
+            with Threads(threads):
+                return taking_part.train(content)
+
+        return _answer(message, work)
 
     return app
 

@@ -54,6 +54,10 @@ class BoostingLearner(RefitLearner):
     def __repr__(self) -> str:
         return f"BoostingLearner({self.library})"
 
+    def saved_as(self) -> dict[str, Any]:
+        """Return what a saved run says of this learner."""
+        return {"kind": "boosting", "library": self.library}
+
     def _takes_weights(self) -> bool:
         return True
 

@@ -53,6 +53,10 @@ class SklearnLearner(RefitLearner):
     def __repr__(self) -> str:
         return f"SklearnLearner({type(_last_step(self.estimator)).__name__})"
 
+    def saved_as(self) -> dict[str, Any]:
+        """Return what a saved run says of this learner; the estimator is part of its state."""
+        return {"kind": "sklearn"}
+
     @staticmethod
     def untrusted_types(state: State) -> list[str]:
         """Return the types in a saved state that skops does not know to be harmless."""

@@ -27,6 +27,9 @@ from cosmosfl.distillation import (
 from cosmosfl.models import find_model
 from cosmosfl.protocol import NotFittedError, State
 from cosmosfl.randomness import draw_seed
+from cosmosfl.threads import torch_is_imported
+
+torch_is_imported()
 
 ModuleFactory = Callable[..., nn.Module]
 OptimizerFactory = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
@@ -173,6 +176,10 @@ class TorchLearner:
             self.model if isinstance(self.model, str) else getattr(self.model, "__name__", type(self.model).__name__)
         )
         return f"TorchLearner({model})"
+
+    def saved_as(self) -> dict[str, Any]:
+        """Return what a saved run says of this learner; a model that has no name cannot be made again from that."""
+        return {"kind": "torch", "model": self.model if isinstance(self.model, str) else None}
 
     @property
     def module(self) -> nn.Module:

@@ -25,7 +25,6 @@ from cosmosfl.clustering import (
     pairwise_distances,
 )
 from cosmosfl.data.sets import FloatArray, PublicSet
-from cosmosfl.learners.torch import TorchLearner
 from cosmosfl.methods.predictions import (
     PredictionMethod,
     Predictions,
@@ -159,6 +158,8 @@ class CosmosServer(PredictionServer):
         """Return the model that every cluster starts from."""
         if self.method.teacher is not None:
             return self.method.teacher
+        from cosmosfl.learners import TorchLearner  # and torch, which a party without it need not load
+
         return TorchLearner("cnn-s" if self.public.inputs.ndim == 4 else "mlp")
 
 
