@@ -64,10 +64,18 @@ server = server_app(
 )
 
 
-def write_app(directory: Path) -> Path:
-    """Write a Flower app that consists of the two apps above, and return its directory."""
+def write_app(directory: Path, module: str = MODULE, **config: str | int | float) -> Path:
+    """Write a Flower app and return its directory.
+
+    Parameters
+    ----------
+    module
+        Source of a module with its two parts, ``client`` and ``server``: by default, those above.
+    **config
+        What its run configuration may hold beside what a server takes, and the defaults.
+    """
     directory.mkdir(parents=True)
-    (directory / "tryout.py").write_text(MODULE, encoding="utf-8")
+    (directory / "tryout.py").write_text(module, encoding="utf-8")
     settings = {
         "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
         "project": {"name": "tryout", "version": "1.0.0", "description": "A first look", "license": "Apache-2.0"},
@@ -76,7 +84,7 @@ def write_app(directory: Path) -> Path:
                 "app": {
                     "publisher": "cosmosfl",
                     "components": {"serverapp": "tryout:server", "clientapp": "tryout:client"},
-                    "config": {"clients": 0, "rounds": 2, "min-clients": 2, "quorum": 0.5, "directory": ""},
+                    "config": {"rounds": 2, "min-clients": 2, "quorum": 0.5, "directory": "", **config},
                 }
             }
         },
@@ -97,10 +105,10 @@ def run(loopback: Loopback, clients: int, rounds: int, directory: Path) -> None:
     for index, name in enumerate(names):
         loopback.register(name)
         loopback.start_node(name, {"clients": str(clients), "index": str(index)})
-    app = write_app(loopback.directory / "app")
+    app = write_app(loopback.directory / "app", clients=clients)
     submitted = loopback.submit(
         app,
-        {"clients": clients, "rounds": rounds, "min-clients": clients, "directory": str(directory.resolve())},
+        {"rounds": rounds, "min-clients": clients, "directory": str(directory.resolve())},
     )
     status = loopback.wait(submitted, timeout=3600)
     if not status.endswith("completed"):

@@ -35,8 +35,8 @@ from cosmosfl.flower.session import FederationError
 HOST, CONNECTION = "127.0.0.1", "loopback"
 DAYS = 30
 """How long the certificates are good for."""
-PAUSE = 3.0
-"""Seconds between two questions how a run stands; each starts a process."""
+PAUSE = 0.2
+"""Seconds between two looks at the processes."""
 
 
 @dataclass
@@ -72,8 +72,10 @@ class Loopback:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for name in reversed(list(self._processes)):  # the nodes first
-            self.stop(name)
+        self.stop(
+            *(name for name in self._processes if name != "superlink")
+        )  # the nodes first: they say good-bye to it
+        self.stop("superlink")
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class Loopback:
                 return
             if not self.is_running("superlink") or time.monotonic() > end:
                 raise FederationError(f"the SuperLink does not answer; {self.log_of('superlink')}")
-            time.sleep(0.2)
+            time.sleep(PAUSE)
 
     def register(self, name: str) -> int:
         """Make a key for a node, let the SuperLink know it, and return the node's number."""
@@ -120,19 +122,30 @@ class Loopback:
         self.nodes[name] = int(answer["node-id"])
         return self.nodes[name]
 
-    def start_node(self, name: str, config: Mapping[str, str], *, key: bool = True) -> None:
-        """Start a SuperNode; without its key to see that it is refused.
+    def start_node(
+        self,
+        name: str,
+        config: Mapping[str, str],
+        *,
+        key: bool = True,
+        command: Sequence[str] = ("flower-supernode",),
+    ) -> None:
+        """Start a SuperNode.
 
         Parameters
         ----------
         config
             The node's configuration: what its app finds in ``context.node_config``.
+        key
+            Whether it shows its key; without one it is refused.
+        command
+            What starts a SuperNode.
         """
         pairs = {"name": name, "state-dir": str(self.directory / "states" / name), **config}
         own = [f"--auth-supernode-private-key={self.directory / 'keys' / name}"] if key else []
         self._start(
             name,
-            "flower-supernode",
+            *command,
             f"--superlink={HOST}:{self.port}",
             f"--root-certificates={self.directory / 'ca.pem'}",
             f"--port={free_port()}",
@@ -140,19 +153,20 @@ class Loopback:
             *own,
         )
 
-    def stop(self, name: str, sign: signal.Signals = signal.SIGTERM) -> None:
-        """Stop a process, and what it has started, and wait for its end."""
-        process = self._processes.pop(name, None)
-        if process is None:
-            return
+    def stop(self, *names: str, sign: signal.Signals = signal.SIGTERM) -> None:
+        """Stop processes, and what they have started, and wait for their end."""
+        processes = [self._processes.pop(name) for name in names if name in self._processes]
+        running = processes
         for attempt in (sign, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, attempt)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-                break
-        with contextlib.suppress(ProcessLookupError):  # an app that outlived what had started it
-            os.killpg(process.pid, signal.SIGKILL)
+            for process in running:
+                _signal_group(process, attempt)
+            end = time.monotonic() + 10
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=max(0, end - time.monotonic()))
+            running = [process for process in running if process.poll() is None]
+        for process in processes:
+            _signal_group(process, signal.SIGKILL)  # an app that outlived what had started it
 
     def is_running(self, name: str) -> bool:
         """Say whether a process is there."""
@@ -184,13 +198,20 @@ class Loopback:
             If it does not end in time, or a process ends before it.
         """
         end = time.monotonic() + timeout
-        while not (status := self.status(run)).startswith("finished"):
-            if ended := [name for name in self._processes if not self.is_running(name)]:
-                raise FederationError(f"{ended[0]} has ended before the run; {self.log_of(ended[0])}")
-            if time.monotonic() > end:
-                raise FederationError(f"run {run} is {status!r} after {timeout:.0f} s; {self.log_of('superlink')}")
-            time.sleep(PAUSE)
-        return status
+        follower = f"run-{run}"
+        while True:
+            self._start(follower, "flwr", "log", str(run), CONNECTION, "--stream")  # ends with the run
+            try:
+                while self.is_running(follower):
+                    if ended := [name for name in self._processes if not self.is_running(name) and name != follower]:
+                        raise FederationError(f"{ended[0]} has ended before the run; {self.log_of(ended[0])}")
+                    if time.monotonic() > end:
+                        raise FederationError(f"run {run} goes on after {timeout:.0f} s; {self.log_of(follower)}")
+                    time.sleep(PAUSE)
+            finally:
+                self.stop(follower)
+            if (status := self.status(run)).startswith("finished"):
+                return status
 
     # --- details ------------------------------------------------------------------------------------------------------
 
@@ -219,6 +240,11 @@ class Loopback:
             said = " ".join(str(answer.get("error-message") or f"{done.stdout} {done.stderr}").split())
             raise FederationError(f"flwr {' '.join(arguments[:2])}: {said}")
         return answer
+
+
+def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, sign)
 
 
 def _found(command: str) -> str:
