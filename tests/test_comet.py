@@ -18,7 +18,8 @@ import cosmosfl as cf
 from conftest import blobs, digits_federation, make_clients
 from cosmosfl.clustering import pairwise_distances
 from cosmosfl.data.sets import PublicSet
-from cosmosfl.methods.comet import CoDistillation, Comet, k_means
+from cosmosfl.learners.codistillation import CoDistillation
+from cosmosfl.methods.comet import Comet, k_means
 from cosmosfl.methods.predictions import PseudoLabels, TeacherLabels
 from cosmosfl.protocol import NotApplicableError, Task
 
@@ -172,7 +173,7 @@ def test_no_weight_is_training_alone_bit_for_bit(public):
 def test_the_public_set_is_gone_through_in_shuffled_passes_without_a_rest():
     # Caught: the same first batches in every round.
     learner = cf.TorchLearner(linear(), batch_size=4)
-    term = CoDistillation(Comet(), learner, UNLABELLED, MEAN, np.random.default_rng(0))
+    term = CoDistillation(learner, UNLABELLED, MEAN, np.random.default_rng(0))
     passes = [np.concatenate(list(itertools.islice(term.batches, 2))).tolist() for _ in range(3)]
     assert all(sorted(indices) == list(range(9)) for indices in passes)
     assert len({tuple(indices) for indices in passes}) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,6 +14,8 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """loss(module, inputs of a batch, targets of a batch) -> a scalar"""
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """augment(inputs of a batch, generator) -> inputs of the same shape"""
+Schedule = Callable[[float], float]
+"""schedule(share of the training that is done, in [0, 1)) -> factor of the learning rate"""
 
 
 class DivergenceError(ArithmeticError):
@@ -108,6 +111,11 @@ def ordered_batches(n: int, batch_size: int) -> Iterator[Tensor]:
         yield torch.arange(start, start + batch_size)
 
 
+def cosine(done: float) -> float:
+    """Return the factor of a learning rate that falls from 1 to 0 along half a cosine (Loshchilov and Hutter 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
 def train(
     module: nn.Module,
     inputs: Tensor,
@@ -121,6 +129,7 @@ def train(
     clip_norm: float | None = None,
     augment: Augmentation | None = None,
     ordered: bool = False,
+    schedule: Schedule | None = None,
 ) -> float:
     """Train `module` in place and return the mean loss of the last epoch.
 
@@ -140,6 +149,8 @@ def train(
         Applied afresh to the inputs of every batch.
     ordered
         Take `ordered_batches` instead.
+    schedule
+        Of the learning rate, such as `cosine`; None keeps it constant.
 
     Raises
     ------
@@ -149,6 +160,7 @@ def train(
     seed = int(rng.integers(2**31))
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     mean = 0.0
+    rates = [group["lr"] for group in optimizer.param_groups]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         generator = torch.Generator(device=inputs.device).manual_seed(seed + 1)
@@ -157,6 +169,10 @@ def train(
             total, seen = torch.zeros((), device=inputs.device), 0
             n = len(inputs)
             for index in ordered_batches(n, batch_size) if ordered else batches(n, batch_size, rng):
+                if schedule is not None:
+                    factor = schedule((epoch * n + seen) / (epochs * n))
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = rate * factor
                 index = index.to(inputs.device)
                 batch = inputs[index]
                 if augment is not None:

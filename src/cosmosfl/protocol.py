@@ -76,6 +76,24 @@ class Learner(Protocol):
         """Become the learner that returned `state`."""
 
 
+@runtime_checkable
+class JointLearner(Learner, Protocol):
+    """A learner that can also learn from private and from soft public labels at once, which not every model can."""
+
+    def fit_jointly(
+        self,
+        inputs: InputArray,
+        labels: IntArray,
+        public: InputArray,
+        probabilities: FloatArray,
+        *,
+        n_classes: int,
+        epochs: int,
+        rng: np.random.Generator,
+    ) -> None:
+        """Learn from private `inputs` and `labels` and, `epochs` times, from `public` inputs and soft labels."""
+
+
 class NotFittedError(ValueError):
     """A learner was asked to predict or for its state before it has learned anything."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,13 +18,16 @@ from cosmosfl.data.sets import FloatArray, InputArray, IntArray
 from cosmosfl.distillation import (
     Augmentation,
     Loss,
+    Schedule,
     consistency,
+    cosine,
     flip_crop,
     kl_to_targets,
     second_softmax,
     temper,
     train,
 )
+from cosmosfl.learners.codistillation import CoDistillation
 from cosmosfl.models import find_model
 from cosmosfl.protocol import NotFittedError, State
 from cosmosfl.randomness import draw_seed
@@ -198,6 +202,7 @@ class TorchLearner:
         rng: np.random.Generator,
         penalty: Callable[[nn.Module], Tensor] | None = None,
         trainable: Callable[[str], bool] | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         """Train on hard labels with cross-entropy, starting from what was learned before.
 
@@ -207,6 +212,8 @@ class TorchLearner:
             Added to the loss of every batch, such as the proximal term of FedProx.
         trainable
             Says of a parameter's name whether it is trained; by default all are.
+        schedule
+            Of the learning rate, such as `cosmosfl.distillation.cosine`; None keeps it constant.
         """
         self.build(inputs.shape[1:], n_classes, rng)
 
@@ -219,7 +226,7 @@ class TorchLearner:
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            self.train(self.module, inputs, labels, loss, epochs=epochs, rng=rng)
+            self.train(self.module, inputs, labels, loss, epochs=epochs, rng=rng, schedule=schedule)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
@@ -253,6 +260,41 @@ class TorchLearner:
             epochs,
             rng,
             ordered=ordered,
+        )
+
+    def fit_jointly(
+        self,
+        inputs: InputArray,
+        labels: IntArray,
+        public: InputArray,
+        probabilities: FloatArray,
+        *,
+        n_classes: int,
+        epochs: int,
+        rng: np.random.Generator,
+    ) -> None:
+        """Train on hard labels and on soft ones at once: cross-entropy on a private batch plus KL on a public one.
+
+        The learning rate, that of `fit`, falls to zero along half a cosine.
+
+        Parameters
+        ----------
+        public, probabilities
+            Public inputs (m, ...) and their soft labels (m, C).
+        epochs
+            Of the public set. The private set is gone through as often as its batches are needed, at least once.
+        """
+        public_rng, rng = rng.spawn(2)
+        steps = epochs * math.ceil(len(public) / self.batch_size)
+        self.build(inputs.shape[1:], n_classes, rng)
+        self.fit(
+            inputs,
+            labels,
+            n_classes=n_classes,
+            epochs=max(1, round(steps / math.ceil(len(inputs) / self.batch_size))),
+            rng=rng,
+            penalty=CoDistillation(self, public, np.asarray(probabilities, np.float32), public_rng),
+            schedule=cosine,
         )
 
     def predict_proba(self, inputs: InputArray, *, batch_size: int = 1024) -> FloatArray:
@@ -332,9 +374,11 @@ class TorchLearner:
         *,
         epochs: int,
         rng: np.random.Generator,
+        schedule: Schedule | None = None,
     ) -> None:
         """Train a module with a loss of the caller's, in all else as `fit` trains the learner's own."""
-        self._train(module, inputs, torch.from_numpy(labels), loss, self.learning_rate, None, epochs, rng)
+        targets = torch.from_numpy(labels)
+        self._train(module, inputs, targets, loss, self.learning_rate, None, epochs, rng, schedule=schedule)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         """Return a new optimiser of this learner's kind."""
@@ -353,6 +397,7 @@ class TorchLearner:
         rng: np.random.Generator,
         *,
         ordered: bool = False,
+        schedule: Schedule | None = None,
     ) -> None:
         train(
             module,
@@ -366,6 +411,7 @@ class TorchLearner:
             clip_norm=clip_norm,
             augment=self.augment,
             ordered=ordered,
+            schedule=schedule,
         )
 
     def logits(self, module: nn.Module, inputs: Tensor) -> Tensor:

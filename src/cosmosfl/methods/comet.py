@@ -7,19 +7,17 @@ and, at the same time, towards that mean: ``CE(private) + λ · distance(own pre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field, PositiveInt
 from sklearn.cluster import KMeans
-from torch import Tensor, nn
 
 from cosmosfl.clustering import aggregate, pairwise_distances
-from cosmosfl.data.sets import FloatArray, InputArray, PublicSet
-from cosmosfl.distillation import batches, kl_to_targets
+from cosmosfl.data.sets import PublicSet
+from cosmosfl.learners.codistillation import CoDistillation
 from cosmosfl.learners.torch import TorchLearner
 from cosmosfl.methods.predictions import (
     PredictionClient,
@@ -130,57 +128,13 @@ class CometClient(PredictionClient):
                 n_classes=self.task.n_classes,
                 epochs=self.method.local_epochs,
                 rng=self.rng("client fit", round),
-                penalty=CoDistillation(self.method, self.learner, self.public.inputs, mean, rng),
+                penalty=CoDistillation(
+                    self.learner, self.public.inputs, mean, rng, lam=self.method.lam, loss=self.method.loss
+                ),
             )
         else:
             self.learn(message)
             self.fit(round, self.method.local_epochs)
-
-
-class CoDistillation:
-    """The term of the loss on public data: λ times the distance to the mean, on the next batch of the public set.
-
-    Parameters
-    ----------
-    method
-        Has λ and the distance.
-    learner
-        Whose module is trained. Public inputs are treated like its private ones: scaled, augmented, in its precision
-        and in batches of its size.
-    inputs, mean
-        The public set (m, ...) and the mean of the cluster (m, C).
-    rng
-        Of the order and the augmentation.
-    """
-
-    def __init__(
-        self, method: Comet, learner: TorchLearner, inputs: InputArray, mean: FloatArray, rng: np.random.Generator
-    ) -> None:
-        self.method = method
-        self.learner = learner
-        self.inputs = inputs
-        self.mean = mean
-        self.generator = torch.Generator(device=learner.device).manual_seed(draw_seed(rng))
-        self.batches = self._endless(rng)
-
-    def _endless(self, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-        while True:
-            for index in batches(len(self.inputs), self.learner.batch_size, rng):
-                yield index.numpy()
-
-    def __call__(self, module: nn.Module) -> Tensor:
-        """Return the term for the next batch."""
-        index = next(self.batches)
-        x = self.learner.tensor(self.inputs[index])
-        if self.learner.augment is not None:
-            x = self.learner.augment(x, self.generator)
-        logits = self.learner.logits(module, x)
-        mean = torch.from_numpy(self.mean[index]).to(x.device)
-        if self.method.loss == "kl":
-            distance = kl_to_targets(logits, mean)
-        else:
-            distance = (logits.softmax(dim=1) - mean).square().sum(dim=1).mean()
-        return self.method.lam * distance
 
 
 class CometServer(PredictionServer):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -25,7 +25,10 @@ from cosmosfl.clustering import (
     pairwise_distances,
 )
 from cosmosfl.data.sets import FloatArray, PublicSet
+from cosmosfl.experts import LARGEST, log_density_ratio, mixture_of_experts
+from cosmosfl.methods.door import accepted
 from cosmosfl.methods.predictions import (
+    PredictionClient,
     PredictionMethod,
     Predictions,
     PredictionServer,
@@ -33,8 +36,25 @@ from cosmosfl.methods.predictions import (
     TeacherLabels,
     clusters_of,
 )
-from cosmosfl.protocol import ClientId, Learner, Task, check_probabilities
+from cosmosfl.protocol import (
+    Client,
+    ClientId,
+    InvalidMessageError,
+    JointLearner,
+    Learner,
+    Task,
+    check_probabilities,
+)
 from cosmosfl.randomness import stream
+
+Recipe = Literal["paper", "experts"]
+
+
+@dataclass(frozen=True, eq=False)
+class CosmosLabels(PseudoLabels):
+    """Client to server. P_i, and by the recipe "experts" the log density ratios (m,) of the public samples."""
+
+    log_ratio: FloatArray | None = None
 
 
 class Cosmos(PredictionMethod):
@@ -67,11 +87,58 @@ class Cosmos(PredictionMethod):
     n_clusters: PositiveInt | None = None
     distance: Metric = "cosine"
     aggregation: Aggregation = "mean"
+    recipe: Recipe = "paper"
     server_epochs: PositiveInt = 5
+
+    @property
+    def has_experts(self) -> bool:
+        """Say whether clients tell how well they know each public sample (recipe "experts")."""
+        return self.recipe == "experts"
+
+    def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
+        """Return those of single-precision probabilities, and of the log density ratios if they are sent."""
+        return 4 * public * (n_classes + self.has_experts)
+
+    def client_side(self, client: Client, public: PublicSet, task: Task) -> CosmosClient:
+        """Return what `client` does."""
+        return CosmosClient(self, client, public, task)
 
     def server_side(self, public: PublicSet, task: Task) -> CosmosServer:
         """Return what the server does."""
         return CosmosServer(self, public, task)
+
+
+class CosmosClient(PredictionClient):
+    """Learns from the server's labels, then from its own data, then predicts."""
+
+    method: Cosmos
+
+    def step(self, message: TeacherLabels) -> CosmosLabels:
+        """Distil the last round's labels, train on the private set, return P_i and what the recipe adds to it."""
+        answer = super().step(message)
+        return CosmosLabels(answer.round, answer.probabilities, self.log_ratio() if self.method.has_experts else None)
+
+    def log_ratio(self) -> FloatArray:
+        """Return how much likelier each public sample is among the private ones (m,). It is computed once."""
+        if "log_ratio" not in self.memory:
+            self.memory["log_ratio"] = log_density_ratio(self.private.inputs, self.public.inputs)
+        return self.memory["log_ratio"]
+
+    def finish(self, message: TeacherLabels) -> None:
+        """Distil the labels; by the recipe, together with the private ones where the learner knows how."""
+        if message.probabilities is None or not (self.method.has_experts and isinstance(self.learner, JointLearner)):
+            super().finish(message)
+            return
+        self.learner.fit_jointly(
+            self.private.inputs,
+            self.private.labels,
+            self.public.inputs,
+            self.checked(message, len(self.public)),
+            n_classes=self.task.n_classes,
+            epochs=self.method.distill_epochs,
+            rng=self.rng("client joint fit", message.round),
+        )
+        self.measure(message.round, "client")
 
 
 class CosmosServer(PredictionServer):
@@ -80,6 +147,7 @@ class CosmosServer(PredictionServer):
     def __init__(self, method: Cosmos, public: PublicSet, task: Task) -> None:
         super().__init__(public, task)
         self.method = method
+        self.log_ratios: dict[ClientId, FloatArray] = {}  # of this round
 
     def step(self, uplinks: Iterable[tuple[ClientId, PseudoLabels]]) -> Mapping[ClientId, TeacherLabels]:
         """Cluster (in the first round), train the cluster models, return Q_k to each member."""
@@ -93,6 +161,8 @@ class CosmosServer(PredictionServer):
             targets = self._accumulated(uplinks)
         else:
             targets = self._compared(self.gathered(uplinks))
+        if self.method.has_experts:
+            targets = self._shared(targets)
         lessons = [
             Lesson(
                 self.cluster_models[k],
@@ -110,6 +180,32 @@ class CosmosServer(PredictionServer):
             downlinks |= dict.fromkeys(self.clustering.clusters[k], TeacherLabels(self.round, labels))
         self.round += 1
         return {**self.asked_again(), **downlinks}
+
+    def accepted(self, uplinks: Iterable[tuple[ClientId, PseudoLabels]]) -> Iterator[tuple[ClientId, FloatArray]]:
+        """Yield the predictions that are what was agreed on; keep the log density ratios that come with them."""
+        if not self.method.has_experts:
+            yield from super().accepted(uplinks)
+            return
+        shape = (self.rows, self.task.n_classes)
+
+        def check(message: PseudoLabels, source: str) -> tuple[FloatArray, FloatArray]:
+            probabilities = check_probabilities(message.probabilities, shape=shape, source=source)
+            return probabilities, check_log_ratio(getattr(message, "log_ratio", None), self.rows, source)
+
+        for client, (probabilities, log_ratio) in accepted(self, uplinks, check, "pseudo-labels"):
+            self.log_ratios[client] = log_ratio
+            yield client, probabilities
+
+    def _shared(self, targets: dict[int, FloatArray]) -> dict[int, FloatArray]:
+        """Return the targets in which every cluster listens to the others where they know more."""
+        assert self.clustering is not None
+        evidence = []
+        for k in targets:
+            members = [self.log_ratios[id] for id in self.clustering.clusters[k] if id in self.log_ratios]
+            evidence.append(np.sum(members, axis=0))
+        self.log_ratios.clear()
+        mixed = mixture_of_experts(np.stack(list(targets.values())), np.stack(evidence))
+        return dict(zip(targets, mixed.astype(np.float32), strict=True))
 
     def _compared(self, predictions: Predictions) -> dict[int, FloatArray]:
         """Return the target of each cluster from all predictions at once."""
@@ -161,6 +257,25 @@ class CosmosServer(PredictionServer):
         from cosmosfl.learners import TorchLearner  # and torch, which a party without it need not load
 
         return TorchLearner("cnn-s" if self.public.inputs.ndim == 4 else "mlp")
+
+
+def check_log_ratio(log_ratio: object, rows: int, source: str) -> FloatArray:
+    """Check log density ratios (rows,) at the door and return them as float32.
+
+    Raises
+    ------
+    InvalidMessageError
+        On a wrong type, shape or dtype, or values that are not finite or beyond ±`LARGEST`.
+    """
+    if not isinstance(log_ratio, np.ndarray) or log_ratio.shape != (rows,) or log_ratio.dtype.kind != "f":
+        what = f"{log_ratio.dtype} {log_ratio.shape}" if isinstance(log_ratio, np.ndarray) else type(log_ratio).__name__
+        raise InvalidMessageError(f"{source}: log density ratios are {what}; expected floating point ({rows},)")
+    largest = np.abs(log_ratio).max(initial=0)
+    if not largest <= LARGEST:  # which NaN is not, either
+        raise InvalidMessageError(
+            f"{source}: log density ratios of up to {largest:.4g}; expected finite, at most {LARGEST:g}"
+        )
+    return log_ratio.astype(np.float32)
 
 
 @dataclass(frozen=True)

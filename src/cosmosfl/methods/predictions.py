@@ -100,9 +100,18 @@ class PredictionClient(ClientSide[TeacherLabels, PseudoLabels]):
     def learn(self, message: TeacherLabels) -> None:
         """Distil the labels, once they are checked."""
         inputs = self.exchanged(message.round)
-        shape = (len(inputs), self.task.n_classes)
-        labels = check_probabilities(message.probabilities, shape=shape, source="server: teacher labels")
-        self.distill(message.round, inputs, labels, self.method.distill_epochs)
+        self.distill(message.round, inputs, self.checked(message, len(inputs)), self.method.distill_epochs)
+
+    def checked(self, message: TeacherLabels, rows: int) -> FloatArray:
+        """Return the labels (rows, C) that the server sent.
+
+        Raises
+        ------
+        InvalidMessageError
+            If they are not probabilities of this shape.
+        """
+        shape = (rows, self.task.n_classes)
+        return check_probabilities(message.probabilities, shape=shape, source="server: teacher labels")
 
     def exchanged(self, round: int) -> InputArray:
         """Return the public inputs that predictions are exchanged on in this round: here, all."""
