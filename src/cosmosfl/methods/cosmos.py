@@ -47,12 +47,12 @@ from cosmosfl.protocol import (
 )
 from cosmosfl.randomness import stream
 
-Recipe = Literal["paper", "experts"]
+Recipe = Literal["paper", "joint", "experts", "experts+joint"]
 
 
 @dataclass(frozen=True, eq=False)
 class CosmosLabels(PseudoLabels):
-    """Client to server. P_i, and by the recipe "experts" the log density ratios (m,) of the public samples."""
+    """Client to server. P_i, and by recipes with experts the log density ratios (m,) of the public samples."""
 
     log_ratio: FloatArray | None = None
 
@@ -74,6 +74,17 @@ class Cosmos(PredictionMethod):
         How clients are compared (`cosmosfl.clustering.pairwise_distances`); ``"l2"`` is the paper's.
     aggregation
         How members' predictions become the cluster's target; ``"mean"`` is the paper's.
+    recipe
+        ``"paper"``: as in the paper. Or with one part of ours, or both:
+
+        - ``"experts"``: a cluster's target on a public sample is the mean of the predictions of *all* clusters,
+          weighted by how likely the sample is to be one of theirs (`cosmosfl.experts.mixture_of_experts`). For that
+          each client also sends how much likelier every public sample is among its private inputs than among the
+          public ones: one more number for each sample, from nearest neighbours
+          (`cosmosfl.experts.log_density_ratio`). It tells more about the private inputs than predictions alone.
+        - ``"joint"``: in the end, a client that can (`cosmosfl.protocol.JointLearner`: torch models) learns from the
+          server's labels and from its own at once, while its learning rate falls to zero, instead of from the
+          server's alone. Models that are refitted learn from both in any case.
     local_epochs, server_epochs, distill_epochs
         Epochs of a client on its private set, of a cluster model on the public set, and of a client on the public
         set, in each round.
@@ -92,8 +103,13 @@ class Cosmos(PredictionMethod):
 
     @property
     def has_experts(self) -> bool:
-        """Say whether clients tell how well they know each public sample (recipe "experts")."""
-        return self.recipe == "experts"
+        """Say whether clients tell how well they know each public sample, and clusters listen to each other."""
+        return "experts" in self.recipe.split("+")
+
+    @property
+    def ends_jointly(self) -> bool:
+        """Say whether clients end with the labels of the server and their own at once."""
+        return "joint" in self.recipe.split("+")
 
     def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
         """Return those of single-precision probabilities, and of the log density ratios if they are sent."""
@@ -126,7 +142,7 @@ class CosmosClient(PredictionClient):
 
     def finish(self, message: TeacherLabels) -> None:
         """Distil the labels; by the recipe, together with the private ones where the learner knows how."""
-        if message.probabilities is None or not (self.method.has_experts and isinstance(self.learner, JointLearner)):
+        if message.probabilities is None or not (self.method.ends_jointly and isinstance(self.learner, JointLearner)):
             super().finish(message)
             return
         self.learner.fit_jointly(
