@@ -11,8 +11,11 @@ from sklearn.linear_model import LogisticRegression
 
 import cosmosfl as cf
 from conftest import make_clients
+from cosmosfl.config import ExperimentConfig, read_preset
 from cosmosfl.data.sets import PublicSet
 from cosmosfl.events import Traffic
+from cosmosfl.experiment import build_federation
+from cosmosfl.methods.cosmos import CosmosLabels
 from cosmosfl.methods.predictions import PredictionClient, PseudoLabels, TeacherLabels
 from cosmosfl.protocol import InvalidMessageError, Task
 
@@ -206,3 +209,107 @@ def test_bytes_are_counted_from_the_messages_of_every_round(clients, public):
     assert [t for t in run.traffic if t.client == "a"] == [
         Traffic(0, "a", size, size + 8), Traffic(1, "a", size, size), Traffic(2, "a", size, size),
     ]  # fmt: skip
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def told(values: dict[str, float], log_ratios: dict[str, object], round: int = 0) -> list[tuple[str, CosmosLabels]]:
+    return [
+        (id, CosmosLabels(round, labels(p), np.full(6, r, np.float32) if isinstance(r, float) else r))
+        for (id, p), r in zip(values.items(), log_ratios.values(), strict=True)
+    ]
+
+
+def test_by_the_experts_recipe_a_cluster_learns_what_all_say_each_as_far_as_it_knows():
+    """Catches one expert's evidence counted once for all its members, and the own cluster without its prior."""
+    side = server(recipe="experts")
+    for round in range(2):  # clusters are found in the first, and known in the second
+        ratios = dict(zip(GROUPS, [0.0, np.log(3), 0.0, np.log(3)], strict=True))
+        downlinks = side.step(told(GROUPS, {id: float(r) for id, r in ratios.items()}, round))
+        # cluster (b, d) has 9 : 1 of evidence, which makes up for the prior of cluster (a, c)
+        np.testing.assert_allclose(downlinks["a"].probabilities, labels(0.5), rtol=2e-3)
+        weight = 0.9 * 9 / (0.9 * 9 + 0.1)
+        np.testing.assert_allclose(downlinks["d"].probabilities, labels(0.2 * weight + 0.8 * (1 - weight)), rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "reason"),
+    [
+        (None, r"NoneType; expected floating point \(6,\)"),
+        (np.zeros(5, np.float32), r"float32 \(5,\); expected"),
+        (np.zeros(6, int), r"int64 \(6,\); expected"),
+        (np.full(6, np.nan, np.float32), "up to nan; expected finite, at most 50"),
+        (np.full(6, 51, np.float32), "up to 51; expected"),
+    ],
+)
+def test_log_density_ratios_are_checked_at_the_door(log_ratio, reason):
+    side = server(recipe="experts")
+    side.open(list(GROUPS))
+    side.step(told(GROUPS, {"a": 0.0, "b": log_ratio, "c": 0.0, "d": 0.0}))
+    (rejection,) = side.rejections
+    assert rejection.client == "b"
+    assert re.search(reason, rejection.reason)
+
+
+def test_a_newcomer_brings_its_evidence_with_it():
+    side = server(threshold=0.3, recipe="experts")
+    side.open(["a", "b", "c", "d", "other"])
+    side.step(told(GROUPS, dict.fromkeys(GROUPS, 0.0)))
+    now = {**GROUPS, "other": 0.5}
+    downlinks = side.step(told(now, {**dict.fromkeys(GROUPS, -9.0), "other": 9.0}, 1))
+    assert side.clustering.clusters == (("a", "c"), ("b", "d"), ("other",))
+    np.testing.assert_allclose(downlinks["a"].probabilities, labels(0.5), rtol=1e-3)
+
+
+def test_what_a_client_sends_is_what_the_recipe_says_and_computed_once(clients, public, monkeypatch):
+    first = TeacherLabels(0, None)
+    public, task = PublicSet(public), Task(4, 0)
+    paper = cf.Cosmos().client_side(clients[0], public, task).step(first)
+    assert paper.log_ratio is None
+    assert paper.nbytes == PseudoLabels(0, paper.probabilities).nbytes
+    side = cf.Cosmos(recipe="experts").client_side(clients[0], public, task)
+    sent = side.step(first)
+    assert sent.nbytes == paper.nbytes + 4 * len(public)
+    monkeypatch.setattr("cosmosfl.methods.cosmos.log_density_ratio", None)
+    np.testing.assert_array_equal(side.step(TeacherLabels(0, sent.probabilities)).log_ratio, sent.log_ratio)
+
+
+def test_by_the_joint_recipe_who_can_learns_from_both_sets_in_the_end():
+    class Joint(Recorder):
+        def fit_jointly(self, inputs, labels, public, probabilities, *, n_classes, epochs, rng):
+            self.calls.append(f"joint {len(inputs)} {len(public)} {epochs}")
+
+    for learner, recipe, last in [
+        (Joint(), "joint", "joint 4 6 2"),
+        (Joint(), "experts", "distill 2"),
+        (Recorder(), "experts+joint", "distill 2"),
+    ]:
+        client = cf.Client("a", learner, PUBLIC.inputs[:4], [0, 1] * 2, test=(PUBLIC.inputs, [0, 1] * 3))
+        side = cf.Cosmos(recipe=recipe, distill_epochs=2).client_side(client, PUBLIC, TASK)
+        side.finish(TeacherLabels(3, labels(0.6)))
+        assert [call for call in learner.calls if call != "predict"] == [last]
+        assert [(m.round, m.moment) for m in side.measurements] == [(3, "client")]
+        side.finish(TeacherLabels(3, None))
+        assert len(side.measurements) == 1
+
+
+def test_a_recipe_that_does_not_exist_is_refused():
+    with pytest.raises(ValidationError, match="recipe"):
+        cf.Cosmos(recipe="secret")
+
+
+def test_our_recipe_is_better_than_the_papers_on_digits():
+    """Half of what a client does not know is known to others: with the paper's recipe it stays unknown."""
+    config = ExperimentConfig.parse(
+        {"clients": {"models": ["mlp"]}, "teacher": {"model": "mlp"}}, read_preset("cpu/digits")
+    )
+    federation = build_federation(config)
+    accuracy = {
+        recipe: cf.Cosmos(recipe=recipe, teacher=config.method.teacher)
+        .fit(federation.clients, federation.public, rounds=2, local_baseline=False)
+        .accuracy("client")
+        .mean
+        for recipe in ("paper", "experts+joint")
+    }
+    assert accuracy["experts+joint"] > accuracy["paper"] + 2

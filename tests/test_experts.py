@@ -1,0 +1,95 @@
+"""Whom to believe about a public sample: density ratios from nearest neighbours, and the mixture of experts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cosmosfl.experts import LARGEST, log_density_ratio, mixture_of_experts
+
+RNG = np.random.default_rng(0)
+
+
+def normal(n: int, centre: float, dim: int = 5) -> np.ndarray:
+    return np.random.default_rng([n, abs(int(centre * 10))]).normal(centre, 1, (n, dim)).astype(np.float32)
+
+
+# --- log density ratios -----------------------------------------------------------------------------------------------
+
+
+def test_the_ratio_of_two_normal_mixtures_is_estimated_in_order_and_in_size():
+    """Catches distances taken for densities, a forgotten balance of the classes, a sample that is its own neighbour."""
+    public = np.concatenate([normal(300, 0), normal(300, 1.5)])
+    estimated = log_density_ratio(normal(60, 0), public)
+    near, far = (-np.square(public - centre).sum(axis=1) / 2 for centre in (0, 1.5))
+    true = near - np.logaddexp(near, far) + np.log(2)
+    assert np.corrcoef(np.exp(estimated), np.exp(true))[0, 1] > 0.5
+    for known in (slice(0, 300), slice(300, 600)):
+        assert np.sign(np.median(estimated[known])) == np.sign(np.median(true[known]))
+    # a ratio integrates to one over what it is relative to
+    assert 0.5 < np.exp(estimated).mean() < 1.5
+
+
+def test_where_private_and_public_data_are_alike_the_ratio_says_nothing():
+    estimated = log_density_ratio(normal(100, 0), np.random.default_rng(5).normal(0, 1, (400, 5)))
+    assert np.abs(estimated).mean() < 0.3
+
+
+def test_features_may_have_any_units_and_images_any_type():
+    private, public = normal(50, 0), np.concatenate([normal(100, 0), normal(100, 1.5)])
+    units = np.float32([1, 1000, 1e-3, 5, 1])
+    np.testing.assert_allclose(
+        log_density_ratio(private * units, public * units), log_density_ratio(private, public), rtol=1e-2, atol=1e-2
+    )
+    images = RNG.integers(0, 255, (30, 1, 4, 4)).astype(np.uint8)
+    assert log_density_ratio(images[:10], images).shape == (30,)
+
+
+@pytest.mark.parametrize(
+    ("private", "public"),
+    [
+        (np.zeros((1, 3)), normal(5, 0, 3)),
+        (normal(5, 0, 3), np.zeros((1, 3))),
+        (np.ones((4, 3)), np.ones((6, 3))),
+        (np.zeros((4, 1, 2, 2), np.uint8), np.zeros((6, 1, 2, 2), np.uint8)),
+    ],
+)
+def test_without_evidence_the_log_ratios_are_zero(private, public):
+    np.testing.assert_array_equal(log_density_ratio(private, public), np.zeros(len(public)))
+
+
+def test_private_samples_that_are_public_ones_too_give_finite_ratios():
+    public = normal(20, 0)
+    estimated = log_density_ratio(public[:10], public)
+    assert np.isfinite(estimated).all()
+    assert np.abs(estimated).max() <= LARGEST
+    assert estimated.dtype == np.float32
+
+
+# --- the mixture ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_listens_to_the_one_whose_sample_it_is():
+    experts = np.float32([[[0.9, 0.1]], [[0.2, 0.8]]])
+    for log_ratios, second in [
+        ([[0], [0]], 0.1),  # no evidence: the prior
+        ([[0], [np.log(9)]], 0.5),  # as much evidence as it takes to make up for it
+        ([[-30], [30]], 1),
+        ([[30], [-30]], 0),
+    ]:
+        mixed = mixture_of_experts(experts, log_ratios, own=0.9)
+        np.testing.assert_allclose(mixed[0], (1 - second) * experts[0] + second * experts[1], atol=1e-6)
+    np.testing.assert_allclose(mixture_of_experts(experts, [[0], [0]], own=0.9)[1, 0], [0.27, 0.73], rtol=1e-5)
+
+
+def test_targets_are_probabilities_and_the_prior_of_the_others_is_shared():
+    experts = RNG.dirichlet(np.ones(3), (4, 7))
+    mixed = mixture_of_experts(experts, RNG.normal(0, 20, (4, 7)))
+    np.testing.assert_allclose(mixed.sum(axis=2), 1)
+    even = mixture_of_experts(experts, np.zeros((4, 7)), own=0.7)
+    np.testing.assert_allclose(even[2], 0.6 * experts[2] + 0.1 * experts.sum(axis=0))
+
+
+def test_one_cluster_has_nobody_to_listen_to():
+    experts = RNG.dirichlet(np.ones(3), (1, 7))
+    np.testing.assert_array_equal(mixture_of_experts(experts, np.full((1, 7), 40)), experts)
