@@ -22,7 +22,8 @@ from conftest import blobs, make_clients, three_kinds
 from cosmosfl.data.sets import PublicSet
 from cosmosfl.evaluation.metrics import Measurement
 from cosmosfl.events import Traffic
-from cosmosfl.flower import FederationError, MethodStrategy, client_app, strategy, wire
+from cosmosfl.experiment import run_experiment
+from cosmosfl.flower import FederationError, MethodStrategy, client_app, demo, strategy, wire
 from cosmosfl.methods import PREDICTION_SHARING
 from cosmosfl.protocol import Rejection
 
@@ -149,6 +150,20 @@ def test_models_and_measurements_are_those_of_the_engine_in_one_process(name, tm
         assert over_flower[key] == expected[key], key
     assert over_flower.keys() == expected.keys()
     assert (tmp_path / "server" / "report.html").is_file()
+
+
+def test_the_demonstration_is_the_experiment_of_the_same_configuration(tmp_path):
+    nodes = []
+    for index, client in enumerate(demo.federation(3).clients):
+        nodes.append(Node(100 - index, demo.client, tmp_path / "nodes", client.id))
+        nodes[-1].context.node_config |= {"clients": "3", "index": str(index)}
+    directory = tmp_path / "server"
+    options = {"clients": 3, "rounds": 1, "min-clients": 3, "directory": str(directory)}
+    demo.server(FakeGrid(nodes), Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=options))
+    expected = run_experiment(demo.config(3).model_copy(update={"rounds": 1, "workers": 1})).summary()
+    for moment in ("local", "client_after_fit", "client"):
+        assert summary(tmp_path)["accuracy"][moment] == json.loads(json.dumps(expected["accuracy"][moment]))
+    assert summary(tmp_path)["clusters"] == json.loads(json.dumps(expected["clusters"]))
 
 
 # --- what leaves a client ---------------------------------------------------------------------------------------------
