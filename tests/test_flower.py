@@ -131,11 +131,15 @@ def predictions(directory: Path, node: Node) -> np.ndarray:
 # --- the same as in one process ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PREDICTION_SHARING)
-def test_models_and_measurements_are_those_of_the_engine_in_one_process(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in PREDICTION_SHARING), ("cosmos", {"recipe": "experts+joint"})],
+    ids=[*PREDICTION_SHARING, "cosmos-experts+joint"],
+)
+def test_models_and_measurements_are_those_of_the_engine_in_one_process(name, options, tmp_path):
     kind = cf.METHODS[name]
     epochs = {key: 1 for key in kind.model_fields if key.endswith("_epochs")}
-    method = kind(**epochs)
+    method = kind(**epochs, **options)
     clients = three_kinds()
     nodes = nodes_of(clients, tmp_path)
     federate(nodes, tmp_path, method)
