@@ -225,11 +225,11 @@ def test_by_the_experts_recipe_a_cluster_learns_what_all_say_each_as_far_as_it_k
     """Catches one expert's evidence counted once for all its members, and the own cluster without its prior."""
     side = server(recipe="experts")
     for round in range(2):  # clusters are found in the first, and known in the second
-        ratios = dict(zip(GROUPS, [0.0, np.log(3), 0.0, np.log(3)], strict=True))
+        ratios = dict(zip(GROUPS, [0.0, np.log(19) / 2, 0.0, np.log(19) / 2], strict=True))
         downlinks = side.step(told(GROUPS, {id: float(r) for id, r in ratios.items()}, round))
-        # cluster (b, d) has 9 : 1 of evidence, which makes up for the prior of cluster (a, c)
+        # cluster (b, d) has 19 : 1 of evidence, which makes up for the prior of cluster (a, c)
         np.testing.assert_allclose(downlinks["a"].probabilities, labels(0.5), rtol=2e-3)
-        weight = 0.9 * 9 / (0.9 * 9 + 0.1)
+        weight = 0.95 * 19 / (0.95 * 19 + 0.05)
         np.testing.assert_allclose(downlinks["d"].probabilities, labels(0.2 * weight + 0.8 * (1 - weight)), rtol=5e-3)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cosmosfl.data.sets import FloatArray, InputArray
 
-OWN = 0.9
+OWN = 0.95
 """The prior probability that a sample that a cluster's members meet is of their cluster's distribution; the other
 clusters share the rest. The predictions alone cannot tell it."""
 COMPONENTS = 50
