@@ -1,0 +1,159 @@
+"""Write docs/recipe.md and its picture from the comparisons results/honest-*. No number there is typed by hand.
+
+python benchmarks/recipe_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+from cosmosfl.evaluation.statistics import holm, paired_t_test
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).parent.parent
+RESULTS, DOCS = ROOT / "results", ROOT / "docs"
+DATA = {"digits": "digits", "fashion": "Fashion-MNIST", "emnist47": "emnist47", "cifar100": "CIFAR-100"}
+PAPER, OURS = "cosmos, paper", "cosmos, experts+joint"
+METHODS = (OURS, PAPER, "comet", "fedmd", "local", "fedct", "dsfl")
+COLOURS = dict(zip(METHODS, ("#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999999", "#a6761d", "#6a3d9a"), strict=True))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A federation: the data set, the clients' models, Dirichlet's alpha."""
+
+    data: str
+    models: str
+    alpha: float
+
+
+def read(directories: Iterable[Path]) -> dict[Place, dict[str, dict[int, dict[str, float]]]]:
+    """Return place -> method -> seed -> client -> accuracy in percent, of what each client ends with."""
+    found: dict[Place, dict[str, dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
+    for directory in directories:
+        for path in sorted(directory.glob("cells/*/summary.json")):
+            labels = dict(part.split("=", 1) for part in path.parent.name.split("_") if "=" in part)
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            name = summary["method"] + (f", {labels['recipe']}" if "recipe" in labels else "")
+            place = Place(labels["benchmark"], labels["models"], float(labels["alpha"]))
+            found[place][name][summary["seed"]] = summary["accuracy"]["client"]["per_client"]
+    return found
+
+
+def means(seeds: dict[int, dict[str, float]]) -> list[float]:
+    """Return the mean over clients of each seed."""
+    return [float(np.mean(list(seeds[seed].values()))) for seed in sorted(seeds)]
+
+
+def row(place: Place, methods: dict[str, dict[int, dict[str, float]]]) -> list[str]:
+    """Return the cells of the table of accuracies."""
+    best = max(np.mean(means(seeds)) for seeds in methods.values())
+    cells = [f"{DATA[place.data]}", place.models.replace("+", " and "), f"{place.alpha:g}"]
+    for name in METHODS:
+        text = ""
+        if name in methods:
+            values = means(methods[name])
+            text = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+            text = f"**{text}**" if np.mean(values) == best else text
+        cells.append(text)
+    return cells
+
+
+def effects(place: Place, methods: dict[str, dict[int, dict[str, float]]]) -> list[str]:
+    """Return the cells of the table of differences: ours minus each, with Holm's correction over the row."""
+    others = [name for name in METHODS if name != OURS and name in methods]
+    tests = [paired_t_test(means(methods[OURS]), means(methods[name])) for name in others]
+    adjusted = dict(zip(others, holm([test.p for test in tests]), strict=True))
+    by_name = dict(zip(others, tests, strict=True))
+    cells = [f"{DATA[place.data]}", place.models.replace("+", " and "), f"{place.alpha:g}"]
+    for name in METHODS[1:]:
+        if name in by_name:
+            test = by_name[name]
+            cells.append(f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}], p = {adjusted[name]:.2g}")
+        else:
+            cells.append("")
+    return [cell.replace("-", "−") if n > 2 else cell for n, cell in enumerate(cells)]
+
+
+def losers(places: dict[Place, dict[str, dict[int, dict[str, float]]]], data: str, name: str) -> str:
+    """Return how many clients end below what they have alone."""
+    worse = total = 0
+    for place, methods in places.items():
+        if place.data != data or name not in methods or "local" not in methods:
+            continue
+        for seed, clients in methods[name].items():
+            alone = methods["local"][seed]
+            worse += sum(accuracy < alone[client] for client, accuracy in clients.items())
+            total += len(clients)
+    return f"{worse} of {total}" if total else ""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int) -> str:
+    """Return a table in Markdown."""
+    rule = ["---" if n < numbers_from else "---:" for n in range(len(head))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
+
+
+def picture(places: dict[Place, dict[str, dict[int, dict[str, float]]]], path: Path) -> None:
+    """Draw the difference to local training at every place, a dot per method."""
+    shown = list(places)
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(shown) + 1.4), layout="constrained")
+    for n, place in enumerate(shown):
+        alone = np.mean(means(places[place]["local"]))
+        for name in METHODS:
+            if name in places[place] and name not in ("local", "dsfl", "fedct"):
+                gain = np.mean(means(places[place][name])) - alone
+                axes.plot(gain, n, "D" if name == OURS else "o", color=COLOURS[name], ms=8 if name == OURS else 6)
+    for name in METHODS:
+        if name not in ("local", "dsfl", "fedct"):
+            axes.plot([], [], "D" if name == OURS else "o", ls="", color=COLOURS[name], label=name)
+    axes.axvline(0, color="#999999", lw=1)
+    axes.set_yticks(range(len(shown)), [f"{DATA[p.data]}, {p.models}, α = {p.alpha:g}" for p in shown])
+    axes.invert_yaxis()
+    axes.set_xlabel("points above local training (accuracy of what clients end with, mean over seeds)")
+    axes.grid(axis="x", color="#e5e5e5")
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.0), bbox_transform=figure.transFigure, ncols=4, frameon=False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.93))
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Write the page."""
+    places = read(sorted(RESULTS.glob("honest-*")))
+    order = {name: n for n, name in enumerate(DATA)}
+    places = dict(sorted(places.items(), key=lambda item: (order[item[0].data], item[0].models, item[0].alpha)))
+    picture(places, DOCS / "images" / "recipe.png")
+    text = (Path(__file__).parent / "recipe_page.md").read_text(encoding="utf-8")
+    where = ["data", "clients' models", "α"]
+    parts = {
+        "ACCURACIES": table([*where, *METHODS], [row(*item) for item in places.items()], 2),
+        "EFFECTS": table([*where, *METHODS[1:]], [effects(*item) for item in places.items()], 2),
+        "LOSERS": table(
+            ["data", *(name for name in METHODS if name != "local")],
+            [
+                [DATA[data], *(losers(places, data, name) for name in METHODS if name != "local")]
+                for data in DATA
+                if any(place.data == data for place in places)
+            ],
+            1,
+        ),
+    }
+    for key, part in parts.items():
+        text = text.replace(f"{{{key}}}", part)
+    (DOCS / "recipe.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
