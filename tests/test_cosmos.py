@@ -239,7 +239,7 @@ def test_by_the_experts_recipe_a_cluster_learns_what_all_say_each_as_far_as_it_k
         (None, r"NoneType; expected floating point \(6,\)"),
         (np.zeros(5, np.float32), r"float32 \(5,\); expected"),
         (np.zeros(6, int), r"int64 \(6,\); expected"),
-        (np.full(6, np.nan, np.float32), "up to nan; expected finite, at most 50"),
+        (np.full(6, np.nan, np.float32), "up to nan; expected finite, at most 10"),
         (np.full(6, 51, np.float32), "up to 51; expected"),
     ],
 )
