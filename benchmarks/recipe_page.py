@@ -36,15 +36,20 @@ class Place:
     alpha: float
 
 
-def read(directories: Iterable[Path]) -> dict[Place, dict[str, dict[int, dict[str, float]]]]:
-    """Return place -> method -> seed -> client -> accuracy in percent, of what each client ends with."""
-    found: dict[Place, dict[str, dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
+Methods = dict[str, dict[int, dict[str, float]]]
+"""Method -> seed -> client -> accuracy in percent, of what the client ends with."""
+Places = dict[Place, Methods]
+
+
+def read(directories: Iterable[Path]) -> Places:
+    """Return what lies in directories that ``cosmosfl compare`` wrote."""
+    found: Places = defaultdict(lambda: defaultdict(dict))
     for directory in directories:
         for path in sorted(directory.glob("cells/*/summary.json")):
             labels = dict(part.split("=", 1) for part in path.parent.name.split("_") if "=" in part)
             summary = json.loads(path.read_text(encoding="utf-8"))
             name = summary["method"] + (f", {labels['recipe']}" if "recipe" in labels else "")
-            place = Place(labels["benchmark"], labels["models"], float(labels["alpha"]))
+            place = Place(labels["benchmark"], labels.get("models", ""), float(labels.get("alpha", "nan")))
             found[place][name][summary["seed"]] = summary["accuracy"]["client"]["per_client"]
     return found
 
@@ -54,7 +59,7 @@ def means(seeds: dict[int, dict[str, float]]) -> list[float]:
     return [float(np.mean(list(seeds[seed].values()))) for seed in sorted(seeds)]
 
 
-def row(place: Place, methods: dict[str, dict[int, dict[str, float]]]) -> list[str]:
+def row(place: Place, methods: Methods) -> list[str]:
     """Return the cells of the table of accuracies."""
     best = max(np.mean(means(seeds)) for seeds in methods.values())
     cells = [f"{DATA[place.data]}", place.models.replace("+", " and "), f"{place.alpha:g}"]
@@ -68,7 +73,7 @@ def row(place: Place, methods: dict[str, dict[int, dict[str, float]]]) -> list[s
     return cells
 
 
-def effects(place: Place, methods: dict[str, dict[int, dict[str, float]]]) -> list[str]:
+def effects(place: Place, methods: Methods) -> list[str]:
     """Return the cells of the table of differences: ours minus each, with Holm's correction over the row."""
     others = [name for name in METHODS if name != OURS and name in methods]
     tests = [paired_t_test(means(methods[OURS]), means(methods[name])) for name in others]
@@ -84,7 +89,44 @@ def effects(place: Place, methods: dict[str, dict[int, dict[str, float]]]) -> li
     return [cell.replace("-", "−") if n > 2 else cell for n, cell in enumerate(cells)]
 
 
-def losers(places: dict[Place, dict[str, dict[int, dict[str, float]]]], data: str, name: str) -> str:
+def verdict(places: Places) -> str:
+    """Return what the tables say, counted."""
+    first = sum(
+        max(methods, key=lambda name, methods=methods: np.mean(means(methods[name]))) == OURS
+        for methods in places.values()
+    )
+    lines = [f"- Ours has the highest mean at {first} of {len(places)} places of the grid."]
+    for name in (PAPER, "comet", "fedmd", "local"):
+        better = worse = 0
+        for methods in places.values():
+            others = [other for other in METHODS if other != OURS and other in methods]
+            tests = [paired_t_test(means(methods[OURS]), means(methods[other])) for other in others]
+            p = dict(zip(others, holm([test.p for test in tests]), strict=True))
+            if p[name] < 0.05:
+                better += tests[others.index(name)].difference > 0
+                worse += tests[others.index(name)].difference < 0
+        pooled = []
+        for data in DATA:
+            own = [methods for place, methods in places.items() if place.data == data]
+            if own:
+                test = paired_t_test(over_places(own, OURS), over_places(own, name))
+                pooled.append(
+                    f"{DATA[data]} {test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}] (p = {test.p:.2g})"
+                )
+        title = {"local": "local training", PAPER: "the paper's recipe", "comet": "COMET", "fedmd": "FedMD"}[name]
+        lines.append(
+            f"- Against {title}: significantly better at {better} places, significantly worse at {worse} (5 %, after "
+            f"Holm's correction). Mean over the places of a data set: {'; '.join(pooled).replace('-', '−')}."
+        )
+    return "\n".join(lines)
+
+
+def over_places(own: Sequence[Methods], name: str) -> list[float]:
+    """Return for each seed the mean over places."""
+    return [float(value) for value in np.mean([means(methods[name]) for methods in own], axis=0)]
+
+
+def losers(places: Places, data: str, name: str) -> str:
     """Return how many clients end below what they have alone."""
     worse = total = 0
     for place, methods in places.items():
@@ -103,7 +145,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
 
 
-def picture(places: dict[Place, dict[str, dict[int, dict[str, float]]]], path: Path) -> None:
+def part_rows(directory: Path) -> list[list[str]]:
+    """Return the table of the recipe's parts: accuracy, and the difference to the paper's recipe."""
+    rows = []
+    for place, methods in read([directory]).items():
+        for name in ("local", *(f"cosmos, {recipe}" for recipe in ("paper", "joint", "experts", "experts+joint"))):
+            values, cell = means(methods[name]), ""
+            if name not in ("local", PAPER):
+                test = paired_t_test(values, means(methods[PAPER]))
+                cell = f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}], p = {test.p:.2g}"
+            text = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+            rows.append([DATA[place.data], name, text, cell.replace("-", "−")])
+    return rows
+
+
+def picture(places: Places, path: Path) -> None:
     """Draw the difference to local training at every place, a dot per method."""
     shown = list(places)
     figure, axes = plt.subplots(figsize=(8, 0.42 * len(shown) + 1.4), layout="constrained")
@@ -122,10 +178,9 @@ def picture(places: dict[Place, dict[str, dict[int, dict[str, float]]]], path: P
     axes.set_xlabel("points above local training (accuracy of what clients end with, mean over seeds)")
     axes.grid(axis="x", color="#e5e5e5")
     axes.set_axisbelow(True)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.0), bbox_transform=figure.transFigure, ncols=4, frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 0.93))
     figure.savefig(path, dpi=130)
 
 
@@ -140,6 +195,8 @@ def main() -> None:
     parts = {
         "ACCURACIES": table([*where, *METHODS], [row(*item) for item in places.items()], 2),
         "EFFECTS": table([*where, *METHODS[1:]], [effects(*item) for item in places.items()], 2),
+        "PARTS": table(["data", "recipe", "client", "minus the paper's"], part_rows(RESULTS / "recipes"), 2),
+        "VERDICT": verdict(places),
         "LOSERS": table(
             ["data", *(name for name in METHODS if name != "local")],
             [
