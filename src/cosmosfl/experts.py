@@ -8,6 +8,8 @@ sample is to be of each. Pure functions.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +20,8 @@ OWN = 0.95
 clusters share the rest. The predictions alone cannot tell it."""
 COMPONENTS = 50
 """Principal components of the public set that distances are measured in."""
+FITTED = 2000
+"""Public samples that the components are found on, at most; evenly spaced."""
 NEIGHBOURS = 3
 LARGEST = 10.0
 """Log ratios are cut off here, beyond what data have (7.5 at most in the cpu presets): one client's claim, or a private
@@ -56,7 +60,8 @@ def log_density_ratio(private: InputArray, public: InputArray) -> FloatArray:
         own, common = own[:, scale > 0] / scale[scale > 0], common[:, scale > 0] / scale[scale > 0]
     if common.shape[1] == 0 or np.ptp(common, axis=0).max() == 0:
         return np.zeros(len(public), np.float32)
-    components = PCA(min(COMPONENTS, *common.shape), svd_solver="full").fit(common)
+    some = common[:: math.ceil(len(common) / FITTED)]
+    components = PCA(min(COMPONENTS, *some.shape), svd_solver="full").fit(some)
     own, common = components.transform(own), components.transform(common)
     k = min(NEIGHBOURS, len(own) - 1, len(common) - 1)
     at_public = _nearest(common, common, k, itself=True) - _nearest(common, own, k)
@@ -79,7 +84,7 @@ def _nearest(at: FloatArray, others: FloatArray, k: int, *, itself: bool = False
     return result
 
 
-def mixture_of_experts(experts: npt.ArrayLike, log_ratios: npt.ArrayLike, own: float = OWN) -> npt.NDArray[np.float64]:
+def mixture_of_experts(experts: npt.ArrayLike, log_ratios: npt.ArrayLike, own: float = OWN) -> FloatArray:
     """Return what every cluster is to learn: all clusters' predictions, weighted by whose sample it may be.
 
     If x comes from cluster k's members, it is of the distribution of cluster j with probability ``w_j``, which is
@@ -99,16 +104,17 @@ def mixture_of_experts(experts: npt.ArrayLike, log_ratios: npt.ArrayLike, own: f
     Returns
     -------
     ndarray
-        (K, m, C).
+        (K, m, C), float32.
     """
-    experts, log_ratios = np.asarray(experts, np.float64), np.asarray(log_ratios, np.float64)
+    experts, log_ratios = np.asarray(experts), np.asarray(log_ratios, np.float64)
     n_clusters = len(experts)
     if n_clusters == 1:
-        return experts.copy()
-    prior = np.full((n_clusters, n_clusters), (1 - own) / (n_clusters - 1))
-    np.fill_diagonal(prior, own)
+        return experts.astype(np.float32)
     ratios = np.exp(log_ratios - log_ratios.max(axis=0))  # (K, m), up to a factor of each sample
-    weights = prior[:, :, None] * ratios  # (K, K, m)
-    weights /= weights.sum(axis=1, keepdims=True)
-    mixed: npt.NDArray[np.float64] = np.einsum("kjm,jmc->kmc", weights, experts)
-    return mixed
+    targets = np.empty(experts.shape, np.float32)
+    for k in range(n_clusters):
+        prior = np.full((n_clusters, 1), (1 - own) / (n_clusters - 1))
+        prior[k] = own
+        weights = prior * ratios
+        targets[k] = np.einsum("jm,jmc->mc", weights / weights.sum(axis=0), experts)
+    return targets

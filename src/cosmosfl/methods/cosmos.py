@@ -221,7 +221,7 @@ class CosmosServer(PredictionServer):
             evidence.append(np.sum(members, axis=0))
         self.log_ratios.clear()
         mixed = mixture_of_experts(np.stack(list(targets.values())), np.stack(evidence))
-        return dict(zip(targets, mixed.astype(np.float32), strict=True))
+        return dict(zip(targets, mixed, strict=True))
 
     def _compared(self, predictions: Predictions) -> dict[int, FloatArray]:
         """Return the target of each cluster from all predictions at once."""
