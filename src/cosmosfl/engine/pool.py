@@ -62,6 +62,7 @@ class Pool:
         self.threads = threads
         self._limit = Threads(threads)
         self._parallel: joblib.Parallel | None = None
+        self._calls = 0
 
     def __enter__(self) -> Self:
         self._limit.__enter__()
@@ -140,7 +141,7 @@ class Pool:
 
     def _alone(self, function: Callable[[Item], Result], n: int, item: Item, name: str) -> Result:
         try:
-            return next(self._run(function, [(n, item)]))[1]
+            return dict(self._run(function, [(n, item)]))[n]
         except TerminatedWorkerError as error:
             raise WorkerDiedError(
                 f"{name}: its worker process died, and again when it ran alone; it may have run out of memory or been "
@@ -151,14 +152,20 @@ class Pool:
         self, function: Callable[[Item], Result], items: Sequence[tuple[int, Item]]
     ) -> Iterator[tuple[int, Result]]:
         assert self._parallel is not None
-        jobs = (joblib.delayed(_in_worker)(self.threads, function, n, item) for n, item in items)
+        self._calls += 1
+        own = self._calls
+        jobs = (joblib.delayed(_in_worker)(self.threads, own, function, n, item) for n, item in items)
         try:
-            yield from cast(Iterator[tuple[int, Result]], self._parallel(jobs))
+            for call, n, result in cast(Iterator[tuple[int, int, Result]], self._parallel(jobs)):
+                if call == own:  # after the death of a worker, joblib (1.6) may give a job of the call before, too
+                    yield n, result
         except pickle.PicklingError as error:
             raise ValueError(f"workers: {self.workers}; {error}. With one worker nothing is pickled") from error
 
 
-def _in_worker(threads: int, function: Callable[[Any], Result], n: int, item: Any) -> tuple[int, Result]:
+def _in_worker(
+    threads: int, call: int, function: Callable[[Any], Result], n: int, item: Any
+) -> tuple[int, int, Result]:
     if (torch := sys.modules.get("torch")) is not None:  # imported later, it follows OMP_NUM_THREADS, set by joblib
         torch.set_num_threads(threads)
-    return n, function(item)
+    return call, n, function(item)
