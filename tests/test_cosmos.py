@@ -214,23 +214,40 @@ def test_bytes_are_counted_from_the_messages_of_every_round(clients, public):
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
+def known(*likely: int, ratio: float = 19.0) -> np.ndarray:
+    """Return normalised log ratios in which some public samples are so many times likelier than the others."""
+    log_ratio = np.zeros(6, np.float32)
+    log_ratio[list(likely)] = np.log(ratio)
+    return log_ratio - np.log(np.exp(log_ratio).mean())
+
+
+NOTHING = np.zeros(6, np.float32)
+
+
 def told(values: dict[str, float], log_ratios: dict[str, object], round: int = 0) -> list[tuple[str, CosmosLabels]]:
-    return [
-        (id, CosmosLabels(round, labels(p), np.full(6, r, np.float32) if isinstance(r, float) else r))
-        for (id, p), r in zip(values.items(), log_ratios.values(), strict=True)
-    ]
+    return [(id, CosmosLabels(round, labels(p), log_ratios.get(id, NOTHING))) for id, p in values.items()]
 
 
 def test_by_the_experts_recipe_a_cluster_learns_what_all_say_each_as_far_as_it_knows():
     """Catches one expert's evidence counted once for all its members, and the own cluster without its prior."""
     side = server(recipe="experts")
     for round in range(2):  # clusters are found in the first, and known in the second
-        ratios = dict(zip(GROUPS, [0.0, np.log(19) / 2, 0.0, np.log(19) / 2], strict=True))
-        downlinks = side.step(told(GROUPS, {id: float(r) for id, r in ratios.items()}, round))
-        # cluster (b, d) has 19 : 1 of evidence, which makes up for the prior of cluster (a, c)
-        np.testing.assert_allclose(downlinks["a"].probabilities, labels(0.5), rtol=2e-3)
-        weight = 0.95 * 19 / (0.95 * 19 + 0.05)
-        np.testing.assert_allclose(downlinks["d"].probabilities, labels(0.2 * weight + 0.8 * (1 - weight)), rtol=5e-3)
+        ratio = known(2, ratio=5.0)
+        downlinks = side.step(told(GROUPS, {"b": ratio, "d": ratio}, round))
+        evidence = np.exp(2 * ratio)  # of cluster (b, d), whose members say the same
+        weight = 0.05 * evidence / (0.05 * evidence + 0.95)
+        expected = 0.8 * (1 - weight) + 0.2 * weight
+        np.testing.assert_allclose(downlinks["a"].probabilities[:, 0], expected, rtol=2e-3)
+        weight = 0.95 * evidence / (0.95 * evidence + 0.05)
+        np.testing.assert_allclose(downlinks["d"].probabilities[:, 0], 0.8 * (1 - weight) + 0.2 * weight, rtol=5e-3)
+
+
+def test_who_claims_to_know_everything_is_not_listened_to():
+    """Catches ratios that are not normalised at the door: a client would write the targets of all clusters."""
+    side = server(recipe="experts")
+    honest = server(recipe="experts").step(told(GROUPS, {}))
+    boast = side.step(told(GROUPS, {"b": np.full(6, 9, np.float32)}))
+    np.testing.assert_allclose(boast["a"].probabilities, honest["a"].probabilities, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -246,20 +263,25 @@ def test_by_the_experts_recipe_a_cluster_learns_what_all_say_each_as_far_as_it_k
 def test_log_density_ratios_are_checked_at_the_door(log_ratio, reason):
     side = server(recipe="experts")
     side.open(list(GROUPS))
-    side.step(told(GROUPS, {"a": 0.0, "b": log_ratio, "c": 0.0, "d": 0.0}))
+    side.step(told(GROUPS, {"b": log_ratio}))
     (rejection,) = side.rejections
     assert rejection.client == "b"
     assert re.search(reason, rejection.reason)
 
 
-def test_a_newcomer_brings_its_evidence_with_it():
-    side = server(threshold=0.3, recipe="experts")
-    side.open(["a", "b", "c", "d", "other"])
-    side.step(told(GROUPS, dict.fromkeys(GROUPS, 0.0)))
-    now = {**GROUPS, "other": 0.5}
-    downlinks = side.step(told(now, {**dict.fromkeys(GROUPS, -9.0), "other": 9.0}, 1))
-    assert side.clustering.clusters == (("a", "c"), ("b", "d"), ("other",))
-    np.testing.assert_allclose(downlinks["a"].probabilities, labels(0.5), rtol=1e-3)
+def test_a_newcomer_brings_its_evidence_with_it_only_where_its_predictions_count():
+    def labels_of_a(value: float, log_ratio: np.ndarray) -> np.ndarray:
+        side = server(threshold=0.3, recipe="experts")
+        side.open([*GROUPS, "new"])
+        side.step(told(GROUPS, {}))
+        downlinks = side.step(told({**GROUPS, "new": value}, {"new": log_ratio}, 1))
+        assert (side.clustering.clusters[-1] == ("new",)) == (value == 0.5)
+        return downlinks["b"].probabilities[:, 0]
+
+    # in a cluster of its own
+    assert labels_of_a(0.5, known(3))[3] > labels_of_a(0.5, NOTHING)[3] + 0.02
+    # in the cluster of others, whose mean this round is without it
+    np.testing.assert_array_equal(labels_of_a(0.85, known(3)), labels_of_a(0.85, NOTHING))
 
 
 def test_what_a_client_sends_is_what_the_recipe_says_and_computed_once(clients, public, monkeypatch):
@@ -287,11 +309,15 @@ def test_by_the_joint_recipe_who_can_learns_from_both_sets_in_the_end():
     ]:
         client = cf.Client("a", learner, PUBLIC.inputs[:4], [0, 1] * 2, test=(PUBLIC.inputs, [0, 1] * 3))
         side = cf.Cosmos(recipe=recipe, distill_epochs=2).client_side(client, PUBLIC, TASK)
+        side.step(TeacherLabels(2, labels(0.6)))  # not yet
         side.finish(TeacherLabels(3, labels(0.6)))
-        assert [call for call in learner.calls if call != "predict"] == [last]
-        assert [(m.round, m.moment) for m in side.measurements] == [(3, "client")]
+        assert [call for call in learner.calls if call != "predict"] == ["distill 2", "fit 5", last]
+        assert [(m.round, m.moment) for m in side.measurements][-1] == (3, "client")
         side.finish(TeacherLabels(3, None))
-        assert len(side.measurements) == 1
+        assert len(side.measurements) == 3
+    client = cf.Client("a", Joint(), PUBLIC.inputs[:4], [0, 1] * 2)
+    cf.Cosmos(recipe="joint", distill_epochs=0).client_side(client, PUBLIC, TASK).finish(TeacherLabels(0, labels(0.6)))
+    assert client.learner.calls == ["distill 0"]
 
 
 def test_a_recipe_that_does_not_exist_is_refused():

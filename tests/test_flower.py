@@ -141,7 +141,7 @@ def test_models_and_measurements_are_those_of_the_engine_in_one_process(name, op
     epochs = {key: 1 for key in kind.model_fields if key.endswith("_epochs")}
     method = kind(**epochs, **options)
     clients = three_kinds()
-    nodes = nodes_of(clients, tmp_path)
+    nodes = nodes_of(clients, tmp_path, share_log_ratios=True)
     federate(nodes, tmp_path, method)
     run = method.fit(clients, PUBLIC, rounds=2, n_classes=4)
     for client, node in zip(clients, nodes, strict=True):
@@ -308,6 +308,16 @@ def test_a_party_with_another_public_set_refuses_and_both_sides_say_why(tmp_path
     assert "node 98: another public set: the server's has SHA-256" in rejection.reason
     assert "This party cannot take part: another public set" in caplog.text
     assert [m.metadata.message_type for m in nodes[2].received] == ["query.hello"]  # nothing was trained
+
+
+def test_a_party_sends_log_ratios_only_if_its_owner_allows_it(tmp_path):
+    clients = make_clients(3)
+    nodes = nodes_of(clients, tmp_path, share_log_ratios=True)
+    nodes[2] = Node(98, app_of(clients[2]), tmp_path / "nodes", "c")
+    one = federate(nodes, tmp_path, cf.Cosmos(recipe="experts", local_epochs=1), rounds=0, min_clients=2)
+    assert sorted(one.session.clients.values()) == ["a", "b"]
+    (rejection,) = [e for e in one.session.history if isinstance(e, Rejection)]
+    assert "which its owner has not allowed (share_log_ratios)" in rejection.reason
 
 
 def test_labels_beyond_the_agreed_classes_are_refused_before_training(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 
 from conftest import blobs
 from cosmosfl import TorchLearner
+from cosmosfl.distillation import batches, n_batches
 from cosmosfl.protocol import Learner, NotFittedError
 from cosmosfl.randomness import stream
 
@@ -226,3 +227,41 @@ def test_auto_is_half_precision_where_the_processor_has_it(monkeypatch):
         assert TorchLearner("mlp", precision="auto").precision == precision
     with pytest.raises(ValueError, match="expected 'auto', 'float32' or 'bfloat16'"):
         TorchLearner("mlp", precision="float16")
+
+
+# --- both sets at once ------------------------------------------------------------------------------------------------
+
+
+def test_a_joint_fit_goes_through_the_public_set_as_often_as_told_and_its_rate_falls_to_zero():
+    """Catches a schedule that is constant or reversed, epochs that are ignored, and a public set that is not used."""
+    rates, sizes = [], []
+
+    class Recording(torch.optim.SGD):
+        def step(self, *rest):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*rest)
+
+    def model(input_shape, n_classes):
+        module = nn.Linear(input_shape[0], n_classes)
+        module.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])) if module.training else None)
+        return module
+
+    learner = TorchLearner(model, batch_size=10, learning_rate=0.5, optimizer=lambda p, rate: Recording(p, lr=rate))
+    rng = np.random.default_rng(0)
+    inputs, public = rng.normal(size=(20, 3)).astype(np.float32), rng.normal(size=(40, 3)).astype(np.float32)
+    labels = np.arange(20) % 2
+    soft = np.tile(np.float32([0, 0, 1]), (40, 1))
+    learner.fit_jointly(inputs, labels, public, soft, n_classes=3, epochs=5, rng=np.random.default_rng(1))
+    assert len(rates) == 20  # 5 epochs of 4 public batches
+    assert len(sizes) == 40  # each with a private one
+    assert rates[0] == 0.5
+    assert rates == sorted(rates, reverse=True)
+    assert rates[10] == pytest.approx(0.25)
+    assert rates[-1] < 0.01
+    assert learner.predict_proba(public).argmax(axis=1).mean() > 1  # class 2 is known from the public set only
+    assert (learner.predict_proba(inputs)[:, :2].sum(axis=1) > 0.2).mean() > 0.5  # the others from the private one
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 4), (2, 4), (4, 4), (5, 4), (6, 4), (9, 4), (3, 1), (33, 32)])
+def test_batches_are_counted_as_they_are_drawn(n, size):
+    assert n_batches(n, size) == len(list(batches(n, size, np.random.default_rng(0))))

@@ -94,6 +94,11 @@ def batches(n: int, batch_size: int, rng: np.random.Generator) -> Iterator[Tenso
         yield order[start:end]
 
 
+def n_batches(n: int, batch_size: int) -> int:
+    """Return how many `batches` there are."""
+    return math.ceil((n - 1) / batch_size) if n > 1 and batch_size > 1 else n
+
+
 def ordered_batches(n: int, batch_size: int) -> Iterator[Tensor]:
     """Yield index tensors of full batches in order; the tail is dropped. A departure of the research code.
 

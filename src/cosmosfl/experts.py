@@ -9,23 +9,26 @@ sample is to be of each. Pure functions.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cosmosfl.data.sets import FloatArray, InputArray
+from cosmosfl.threads import libraries_are_imported
 
 OWN = 0.95
 """The prior probability that a sample that a cluster's members meet is of their cluster's distribution; the other
-clusters share the rest. The predictions alone cannot tell it."""
+clusters share the rest. An assumption, which the predictions cannot tell; in the paper's partition it is 0.92."""
 COMPONENTS = 50
 """Principal components of the public set that distances are measured in."""
 FITTED = 2000
 """Public samples that the components are found on, at most; evenly spaced."""
 NEIGHBOURS = 3
 LARGEST = 10.0
-"""Log ratios are cut off here, beyond what data have (7.5 at most in the cpu presets): one client's claim, or a private
-sample that is a public one too, is not to outweigh everybody. A client that claims more is rejected."""
+"""Log ratios are cut off here, and who claims more is rejected."""
+PRIOR_VARIANCE = 10.0
+"""Of the slope of the logistic regression. It matters where samples are few, and keeps their claims small."""
 
 
 def log_density_ratio(private: InputArray, public: InputArray) -> FloatArray:
@@ -34,8 +37,8 @@ def log_density_ratio(private: InputArray, public: InputArray) -> FloatArray:
     Where private samples are nearer than public ones, the private density is higher. How much higher is learned by a
     logistic regression with one feature, the logarithm of the ratio of the mean squared distances to the nearest
     public and the nearest private samples: it tells private samples from public ones, each left out of its own
-    neighbours. Where distances say nothing of the kind (as between photographs), its slope and so all log ratios are
-    near zero.
+    neighbours. Where distances say nothing of the kind, its slope and so all log ratios are near zero; a negative one
+    is taken for zero.
 
     Parameters
     ----------
@@ -47,40 +50,57 @@ def log_density_ratio(private: InputArray, public: InputArray) -> FloatArray:
     Returns
     -------
     ndarray
-        (m,), float32; zeros if there are fewer than two samples of either kind, or no variation.
+        (m,), float32, `normalised`; zeros if there are fewer than two samples of either kind, or no variation.
     """
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
 
+    libraries_are_imported()
+    nothing = np.zeros(len(public), np.float32)
     if len(private) < 2 or len(public) < 2:
-        return np.zeros(len(public), np.float32)
-    own, common = (np.asarray(x, np.float32).reshape(len(x), -1) for x in (private, public))
+        return nothing
+    own, common = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (private, public))
     if public.ndim == 2:  # features with units of their own; pixels share one
         scale = common.std(axis=0)
-        own, common = own[:, scale > 0] / scale[scale > 0], common[:, scale > 0] / scale[scale > 0]
+        varies = scale > 1e-6 * np.abs(common).max(axis=0)
+        own, common = own[:, varies] / scale[varies], common[:, varies] / scale[varies]
     if common.shape[1] == 0 or np.ptp(common, axis=0).max() == 0:
-        return np.zeros(len(public), np.float32)
+        return nothing
     some = common[:: math.ceil(len(common) / FITTED)]
     components = PCA(min(COMPONENTS, *some.shape), svd_solver="full").fit(some)
     own, common = components.transform(own), components.transform(common)
     k = min(NEIGHBOURS, len(own) - 1, len(common) - 1)
-    at_public = _nearest(common, common, k, itself=True) - _nearest(common, own, k)
-    at_private = _nearest(own, common, k) - _nearest(own, own, k, itself=True)
+    floor = 1e-6 * float(components.explained_variance_.sum())  # for samples that are there twice
+    at_public = _nearest(common, common, k, floor, itself=True) - _nearest(common, own, k, floor)
+    at_private = _nearest(own, common, k, floor) - _nearest(own, own, k, floor, itself=True)
     features = np.concatenate([at_private, at_public])[:, None]
     kinds = np.repeat([1, 0], [len(at_private), len(at_public)])
-    classifier = LogisticRegression(C=100, class_weight="balanced").fit(features, kinds)
-    ratio = classifier.decision_function(at_public[:, None])
-    result: FloatArray = np.clip(ratio, -LARGEST, LARGEST).astype(np.float32)
+    weights = np.where(kinds == 1, 1, len(private) / len(public))  # as much of either, and no more than there is
+    classifier = LogisticRegression(C=PRIOR_VARIANCE).fit(features, kinds, sample_weight=weights)
+    slope = max(float(classifier.coef_[0, 0]), 0.0)
+    return normalised(np.clip(slope * at_public, -LARGEST, LARGEST))
+
+
+def normalised(log_ratios: npt.NDArray[Any]) -> FloatArray:
+    """Return log ratios (m,) that are those of a density: over the public set, the ratios have the mean 1.
+
+    So who says of every sample that it is likely says nothing.
+    """
+    values = log_ratios.astype(np.float64)
+    highest = values.max(initial=0)
+    result: FloatArray = (values - highest - np.log(np.exp(values - highest).mean())).astype(np.float32)
     return result
 
 
-def _nearest(at: FloatArray, others: FloatArray, k: int, *, itself: bool = False) -> npt.NDArray[np.float64]:
+def _nearest(
+    at: npt.NDArray[np.float64], others: npt.NDArray[np.float64], k: int, floor: float, *, itself: bool = False
+) -> npt.NDArray[np.float64]:
     """Return the log of the mean squared distance of each sample to the k nearest of `others`, but for itself."""
     from sklearn.neighbors import NearestNeighbors
 
     index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(others)
-    distances = index.kneighbors(None if itself else at)[0].astype(np.float64)
-    result: npt.NDArray[np.float64] = np.log(np.maximum(np.square(distances).mean(axis=1), 1e-12))
+    distances = index.kneighbors(None if itself else at)[0]
+    result: npt.NDArray[np.float64] = np.log(np.maximum(np.square(distances).mean(axis=1), floor))
     return result
 
 
@@ -97,7 +117,8 @@ def mixture_of_experts(experts: npt.ArrayLike, log_ratios: npt.ArrayLike, own: f
     experts
         (K, m, C): the mean predictions of each cluster's members.
     log_ratios
-        (K, m): ``log p_j / p_public`` of each cluster. Its members' estimates are added up, as independent evidence.
+        (K, m): evidence for each cluster. `cosmosfl.Cosmos` adds up what its members say, as naive Bayes does: each
+        estimate is from other samples. Where they are many this makes too sure.
     own
         Prior probability of the own cluster; the others have equal shares of the rest.
 

@@ -28,12 +28,13 @@ class Threads:
         _limits.append(self)
         if "torch" in sys.modules:
             self.limit_torch()  # first: it tells the number of OpenMP's threads as its own
-        self._others = threadpool_limits(self.number)
+        self._others = [threadpool_limits(self.number)]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         _limits.remove(self)
-        self._others.restore_original_limits()
+        for limit in reversed(self._others):
+            limit.restore_original_limits()
         if self._torch_before is not None:
             import torch
 
@@ -48,8 +49,18 @@ class Threads:
             self._torch_before = torch.get_num_threads()
             torch.set_num_threads(self.number)
 
+    def limit_others(self) -> None:
+        """Limit libraries that have come since, too."""
+        self._others.append(threadpool_limits(self.number))
+
 
 def torch_is_imported() -> None:
     """Say that torch is there, for the limits that are in force."""
     for limit in _limits:
         limit.limit_torch()
+
+
+def libraries_are_imported() -> None:
+    """Say that other numerical libraries may be there now, for the limits that are in force."""
+    for limit in _limits[-1:]:  # the innermost is the one that counts
+        limit.limit_others()

@@ -52,6 +52,7 @@ def client_app(
     name: Given[str | None] = None,
     state_dir: Given[str | Path | None] = None,
     share_metrics: bool = False,
+    share_log_ratios: bool = False,
     local_baseline: bool = True,
     threads: int = 1,
 ) -> ClientApp:
@@ -77,6 +78,10 @@ def client_app(
         configuration. Each node needs one of its own; a SuperNode that restarts goes on from there.
     share_metrics
         Whether the server is told the accuracies that were measured on `test`, and on how many samples.
+    share_log_ratios
+        Whether the server may be told how much likelier each public sample is among the private inputs: recipes of
+        COSMOS with experts need it. It tells more about the private inputs than predictions do, so it has to be
+        allowed; without that, this party refuses such a federation.
     local_baseline
         Whether to train the model a second time, alone, for the same number of epochs: what there would be without the
         federation. Done only with `test`.
@@ -105,6 +110,7 @@ def client_app(
             value_of(test, context),
             Path(str(directory)) / str(context.node_id),
             share_metrics,
+            share_log_ratios,
             local_baseline,
         )
 
@@ -188,6 +194,7 @@ class Party:
     test: Labelled | None
     directory: Path
     share_metrics: bool
+    share_log_ratios: bool
     local_baseline: bool
 
     def hello(self, content: RecordDict) -> RecordDict:
@@ -244,6 +251,11 @@ class Party:
             raise RefusalError(
                 f"another public set: the server's has SHA-256 {terms.public[:16]}..., that of {id!r} has "
                 f"{self.public.digest[:16]}... ({len(self.public)} samples); all parties need the same one"
+            )
+        if getattr(terms.method, "has_experts", False) and not self.share_log_ratios:
+            raise RefusalError(
+                f"recipe {terms.method.recipe!r} sends how likely each public sample is among the private inputs of "  # type: ignore[attr-defined]
+                f"{id!r}, which its owner has not allowed (share_log_ratios)"
             )
         client = Client(id, self.learner, *self.data, test=self.test)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from cosmosfl.distillation import (
     cosine,
     flip_crop,
     kl_to_targets,
+    n_batches,
     second_softmax,
     temper,
     train,
@@ -275,7 +275,8 @@ class TorchLearner:
     ) -> None:
         """Train on hard labels and on soft ones at once: cross-entropy on a private batch plus KL on a public one.
 
-        The learning rate, that of `fit`, falls to zero along half a cosine.
+        With the settings of `fit`; the learning rate falls to zero along half a cosine. Those of `distill` alone
+        (temperature, consistency, clipping, its learning rate) have no effect.
 
         Parameters
         ----------
@@ -285,13 +286,12 @@ class TorchLearner:
             Of the public set. The private set is gone through as often as its batches are needed, at least once.
         """
         public_rng, rng = rng.spawn(2)
-        steps = epochs * math.ceil(len(public) / self.batch_size)
-        self.build(inputs.shape[1:], n_classes, rng)
+        steps = epochs * n_batches(len(public), self.batch_size)
         self.fit(
             inputs,
             labels,
             n_classes=n_classes,
-            epochs=max(1, round(steps / math.ceil(len(inputs) / self.batch_size))),
+            epochs=max(1, round(steps / n_batches(len(inputs), self.batch_size))),
             rng=rng,
             penalty=CoDistillation(self, public, np.asarray(probabilities, np.float32), public_rng),
             schedule=cosine,

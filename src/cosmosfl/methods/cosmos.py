@@ -25,7 +25,7 @@ from cosmosfl.clustering import (
     pairwise_distances,
 )
 from cosmosfl.data.sets import FloatArray, PublicSet
-from cosmosfl.experts import LARGEST, log_density_ratio, mixture_of_experts
+from cosmosfl.experts import LARGEST, log_density_ratio, mixture_of_experts, normalised
 from cosmosfl.methods.door import accepted
 from cosmosfl.methods.predictions import (
     PredictionClient,
@@ -82,8 +82,8 @@ class Cosmos(PredictionMethod):
           each client also sends how much likelier every public sample is among its private inputs than among the
           public ones: one more number for each sample, from nearest neighbours
           (`cosmosfl.experts.log_density_ratio`). It tells more about the private inputs than predictions alone.
-        - ``"joint"``: in the end, a client that can (`cosmosfl.protocol.JointLearner`: torch models) learns from the
-          server's labels and from its own at once, while its learning rate falls to zero, instead of from the
+        - ``"joint"``: when it ends, a client that can (`cosmosfl.protocol.JointLearner`: torch models) learns from the
+          server's last labels and from its own at once, while its learning rate falls to zero, instead of from the
           server's alone. Models that are refitted learn from both in any case.
     local_epochs, server_epochs, distill_epochs
         Epochs of a client on its private set, of a cluster model on the public set, and of a client on the public
@@ -141,11 +141,12 @@ class CosmosClient(PredictionClient):
         return self.memory["log_ratio"]
 
     def finish(self, message: TeacherLabels) -> None:
-        """Distil the labels; by the recipe, together with the private ones where the learner knows how."""
-        if message.probabilities is None or not (self.method.ends_jointly and isinstance(self.learner, JointLearner)):
+        """Distil the last labels; by the recipe, together with the private ones where the learner knows how."""
+        learner, wanted = self.learner, self.method.ends_jointly and self.method.distill_epochs > 0
+        if message.probabilities is None or not (wanted and isinstance(learner, JointLearner)):
             super().finish(message)
             return
-        self.learner.fit_jointly(
+        learner.fit_jointly(
             self.private.inputs,
             self.private.labels,
             self.public.inputs,
@@ -167,6 +168,7 @@ class CosmosServer(PredictionServer):
 
     def step(self, uplinks: Iterable[tuple[ClientId, PseudoLabels]]) -> Mapping[ClientId, TeacherLabels]:
         """Cluster (in the first round), train the cluster models, return Q_k to each member."""
+        self.log_ratios.clear()
         if self.clustering is None:
             predictions = self.gathered(uplinks)
             method = self.method
@@ -219,7 +221,6 @@ class CosmosServer(PredictionServer):
         for k in targets:
             members = [self.log_ratios[id] for id in self.clustering.clusters[k] if id in self.log_ratios]
             evidence.append(np.sum(members, axis=0))
-        self.log_ratios.clear()
         mixed = mixture_of_experts(np.stack(list(targets.values())), np.stack(evidence))
         return dict(zip(targets, mixed, strict=True))
 
@@ -260,6 +261,7 @@ class CosmosServer(PredictionServer):
         if known and distances.min() <= self.clustering.threshold:
             k = known[int(distances.argmin())]
             clusters[k] = (*clusters[k], client)
+            self.log_ratios.pop(client, None)  # like its predictions, no part of this round's target
         else:
             targets[len(clusters)] = probabilities
             clusters.append((client,))
@@ -276,7 +278,7 @@ class CosmosServer(PredictionServer):
 
 
 def check_log_ratio(log_ratio: object, rows: int, source: str) -> FloatArray:
-    """Check log density ratios (rows,) at the door and return them as float32.
+    """Check log density ratios (rows,) at the door and return them as float32, normalised.
 
     Raises
     ------
@@ -291,7 +293,7 @@ def check_log_ratio(log_ratio: object, rows: int, source: str) -> FloatArray:
         raise InvalidMessageError(
             f"{source}: log density ratios of up to {largest:.4g}; expected finite, at most {LARGEST:g}"
         )
-    return log_ratio.astype(np.float32)
+    return normalised(log_ratio)
 
 
 @dataclass(frozen=True)

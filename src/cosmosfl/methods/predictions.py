@@ -84,7 +84,8 @@ class PredictionClient(ClientSide[TeacherLabels, PseudoLabels]):
         """Distil the last round's labels, train on the private set, return P_i."""
         round = message.round
         if message.probabilities is not None:
-            self.finish(message)
+            self.learn(message)
+            self.measure(round, "client")
             round += 1
         self.fit(round, self.method.local_epochs)
         self.measure(round, "client_after_fit")
