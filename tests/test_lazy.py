@@ -59,3 +59,18 @@ assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
 """
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True)
     assert not done.returncode, done.stderr
+
+
+def test_threads_hold_for_what_the_experts_import_later():
+    code = """
+import numpy as np
+from threadpoolctl import threadpool_info
+from cosmosfl.experts import log_density_ratio
+from cosmosfl.threads import Threads
+with Threads(1):
+    log_density_ratio(np.random.rand(20, 3), np.random.rand(30, 3))
+    assert {library["num_threads"] for library in threadpool_info()} == {1}, threadpool_info()
+"""
+    two = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **two}, capture_output=True)
+    assert not done.returncode, done.stderr
