@@ -1,4 +1,4 @@
-"""Write docs/recipe.md and its picture from recipe_page.md and results/{honest-*,recipes,control-digits}.
+"""Write docs/recipe.md and its picture from recipe_page.md and results/{honest-*,recipes,control-digits,mixing-digits}.
 
 All tables and the counted sentences are computed.
 
@@ -40,6 +40,7 @@ class Place:
     data: str
     models: str
     alpha: float
+    mixing: float = 0.1
 
 
 Methods = dict[str, dict[int, dict[str, float]]]
@@ -56,7 +57,9 @@ def read(directories: Iterable[Path]) -> Places:
             summary = json.loads(path.read_text(encoding="utf-8"))
             name = summary["method"] + (f", {config['method']['recipe']}" if "recipe" in config["method"] else "")
             models = "+".join(config["clients"]["models"])
-            place = Place(config["dataset"]["name"], models, config["partition"]["alpha"])
+            place = Place(
+                config["dataset"]["name"], models, config["partition"]["alpha"], config["partition"]["mixing"]
+            )
             found[place][name][summary["seed"]] = summary["accuracy"]["client"]["per_client"]
     return found
 
@@ -185,6 +188,22 @@ def control(longer: Places, places: Places) -> str:
     return table(head, rows, 3)
 
 
+def mixing(directory: Path) -> str:
+    """Return the table of both recipes over degrees of mixing."""
+    rows = []
+    for place, methods in sorted(read([directory]).items(), key=lambda item: item[0].mixing):
+        test = paired_t_test(means(methods[OURS]), means(methods[PAPER]))
+        cells = [f"{np.mean(means(methods[name])):.1f}" for name in ("local", PAPER, OURS)]
+        rows.append(
+            [
+                f"{place.mixing:g}",
+                *cells,
+                f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}]".replace("-", "−"),
+            ]
+        )
+    return table(["mixing", "local", PAPER, OURS, "ours minus the paper's"], rows, 0)
+
+
 def picture(places: Places, path: Path) -> None:
     """Draw the difference to local training at every place, a dot per method."""
     shown = list(places)
@@ -222,6 +241,7 @@ def main() -> None:
         "ACCURACIES": table([*where, *METHODS], [row(*item) for item in places.items()], 2),
         "EFFECTS": table([*where, *METHODS[1:]], [effects(*item) for item in places.items()], 2),
         "CONTROL": control(read([RESULTS / "control-digits"]), places),
+        "MIXING": mixing(RESULTS / "mixing-digits"),
         "PARTS": table(["data", "recipe", "client", "minus the paper's"], part_rows(RESULTS / "recipes"), 2),
         "VERDICT": verdict(places),
         "LOSERS": table(
