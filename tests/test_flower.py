@@ -250,7 +250,7 @@ BAD = {
     "NaN": (spoiled(probabilities=Array(np.full((24, 4), np.nan, np.float32))), "NaN or infinity"),
     "wrong shape": (spoiled(probabilities=Array(np.full((23, 4), 0.25, np.float32))), r"shape \(23, 4\)"),
     "not probabilities": (spoiled(probabilities=Array(np.ones((24, 4), np.float32))), "sum to one"),
-    "another array": (spoiled(weights=Array(np.ones(3, np.float32))), "weights; a PseudoLabels holds"),
+    "another array": (spoiled(weights=Array(np.ones(3, np.float32))), "weights; a CosmosLabels holds"),
     "100 MB": (
         spoiled(probabilities=Array(np.zeros((25_000_000,), np.float32))),
         "100,000,128 bytes; expected at most",
