@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from cosmosfl.evaluation.statistics import holm, paired_t_test
+from cosmosfl.evaluation.statistics import PairedTest, holm, paired_t_test
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -94,10 +94,10 @@ def effects(place: Place, methods: Methods) -> list[str]:
     for name in METHODS[1:]:
         if name in by_name:
             test = by_name[name]
-            cells.append(f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}], p = {adjusted[name]:.2g}")
+            cells.append(f"{interval(test)}, p = {adjusted[name]:.2g}")
         else:
             cells.append("")
-    return [cell.replace("-", "−") if n > 2 else cell for n, cell in enumerate(cells)]
+    return cells
 
 
 def verdict(places: Places) -> str:
@@ -121,13 +121,11 @@ def verdict(places: Places) -> str:
             own = [methods for place, methods in places.items() if place.data == data]
             if own:
                 test = paired_t_test(over_places(own, OURS), over_places(own, name))
-                pooled.append(
-                    f"{DATA[data]} {test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}] (p = {test.p:.2g})"
-                )
+                pooled.append(f"{DATA[data]} {interval(test)} (p = {test.p:.2g})")
         title = {"local": "local training", PAPER: "the paper's recipe"}.get(name, name)
         lines.append(
             f"- Against {title}: significantly better at {better} places, significantly worse at {worse} (5 %, after "
-            f"Holm's correction). Mean over the places of a data set: {'; '.join(pooled).replace('-', '−')}."
+            f"Holm's correction). Mean over the places of a data set: {'; '.join(pooled)}."
         )
     return "\n".join(lines)
 
@@ -150,6 +148,11 @@ def losers(places: Places, data: str, name: str) -> str:
     return f"{worse} of {total}" if total else ""
 
 
+def interval(test: PairedTest) -> str:
+    """Return a difference with its confidence interval."""
+    return f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}]".replace("-", "−")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int) -> str:
     """Return a table in Markdown."""
     rule = ["---" if n < numbers_from else "---:" for n in range(len(head))]
@@ -164,9 +167,9 @@ def part_rows(directory: Path) -> list[list[str]]:
             values, cell = means(methods[name]), ""
             if name not in ("local", PAPER):
                 test = paired_t_test(values, means(methods[PAPER]))
-                cell = f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}], p = {test.p:.2g}"
+                cell = f"{interval(test)}, p = {test.p:.2g}"
             text = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-            rows.append([DATA[place.data], name, text, cell.replace("-", "−")])
+            rows.append([DATA[place.data], name, text, cell])
     return rows
 
 
@@ -181,7 +184,7 @@ def control(longer: Places, places: Places) -> str:
                     *(DATA[place.data], place.models.replace("+", " and "), name),
                     f"{np.mean(means(places[place][name])):.1f}",
                     f"{np.mean(means(seeds)):.1f}",
-                    f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}]".replace("-", "−"),
+                    interval(test),
                 ]
             )
     head = ["data", "clients' models", "method", "5 local epochs", "11 local epochs", "ours minus that"]
@@ -198,7 +201,7 @@ def mixing(directory: Path) -> str:
             [
                 f"{place.mixing:g}",
                 *cells,
-                f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}]".replace("-", "−"),
+                interval(test),
             ]
         )
     return table(["mixing", "local", PAPER, OURS, "ours minus the paper's"], rows, 0)
