@@ -25,7 +25,7 @@ from matplotlib import pyplot as plt
 ROOT = Path(__file__).parent.parent
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 DATA = {"digits": "digits", "fashion-mnist": "Fashion-MNIST", "emnist47": "emnist47", "cifar100": "CIFAR-100"}
-LOSSES = ("fedct", "dsfl")
+FAR_BELOW = ("fedct", "dsfl")
 """Far below local training: in the tables, not in the picture."""
 SEEDS = (0, 1, 2)
 PAPER, OURS = "cosmos, paper", "cosmos, experts+joint"
@@ -84,17 +84,21 @@ def row(place: Place, methods: Methods) -> list[str]:
     return cells
 
 
+def tests(methods: Methods) -> dict[str, tuple[PairedTest, float]]:
+    """Return the test of ours against each other method, and its p after Holm's correction over them."""
+    others = [name for name in METHODS[1:] if name in methods]
+    found = [paired_t_test(means(methods[OURS]), means(methods[name])) for name in others]
+    return dict(zip(others, zip(found, holm([test.p for test in found]), strict=True), strict=True))
+
+
 def effects(place: Place, methods: Methods) -> list[str]:
     """Return the cells of the table of differences: ours minus each, with Holm's correction over the row."""
-    others = [name for name in METHODS if name != OURS and name in methods]
-    tests = [paired_t_test(means(methods[OURS]), means(methods[name])) for name in others]
-    adjusted = dict(zip(others, holm([test.p for test in tests]), strict=True))
-    by_name = dict(zip(others, tests, strict=True))
+    found = tests(methods)
     cells = [f"{DATA[place.data]}", place.models.replace("+", " and "), f"{place.alpha:g}"]
     for name in METHODS[1:]:
-        if name in by_name:
-            test = by_name[name]
-            cells.append(f"{interval(test)}, p = {adjusted[name]:.2g}")
+        if name in found:
+            test, p = found[name]
+            cells.append(f"{interval(test)}, p = {p:.2g}")
         else:
             cells.append("")
     return cells
@@ -110,12 +114,9 @@ def verdict(places: Places) -> str:
     for name in METHODS[1:]:
         better = worse = 0
         for methods in places.values():
-            others = [other for other in METHODS if other != OURS and other in methods]
-            tests = [paired_t_test(means(methods[OURS]), means(methods[other])) for other in others]
-            p = dict(zip(others, holm([test.p for test in tests]), strict=True))
-            if p[name] < 0.05:
-                better += tests[others.index(name)].difference > 0
-                worse += tests[others.index(name)].difference < 0
+            test, p = tests(methods)[name]
+            better += p < 0.05 and test.difference > 0
+            worse += p < 0.05 and test.difference < 0
         pooled = []
         for data in DATA:
             own = [methods for place, methods in places.items() if place.data == data]
@@ -214,11 +215,11 @@ def picture(places: Places, path: Path) -> None:
     for n, place in enumerate(shown):
         alone = np.mean(means(places[place]["local"]))
         for name in METHODS:
-            if name in places[place] and name not in ("local", *LOSSES):
+            if name in places[place] and name not in ("local", *FAR_BELOW):
                 gain = np.mean(means(places[place][name])) - alone
                 axes.plot(gain, n, "D" if name == OURS else "o", color=COLOURS[name], ms=8 if name == OURS else 6)
     for name in METHODS:
-        if name not in ("local", *LOSSES):
+        if name not in ("local", *FAR_BELOW):
             axes.plot([], [], "D" if name == OURS else "o", ls="", color=COLOURS[name], label=name)
     axes.axvline(0, color="#999999", lw=1)
     axes.set_yticks(range(len(shown)), [f"{DATA[p.data]}, {p.models}, α = {p.alpha:g}" for p in shown])

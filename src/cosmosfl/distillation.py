@@ -155,7 +155,7 @@ def train(
     ordered
         Take `ordered_batches` instead.
     schedule
-        Of the learning rate, such as `cosine`; None keeps it constant.
+        Of the learning rate, such as `cosine`; None keeps it constant. The optimiser keeps the last one.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 A cluster is an expert for the samples that its members could have met, and guesses on all others. The public set is
 mostly others. So each client says, for every public sample, how much more likely it is among its private data than
 among public data, and a cluster's target becomes the mean of all clusters' predictions, weighted by how likely the
-sample is to be of each. Pure functions.
+sample is to be of each.
 """
 
 from __future__ import annotations

@@ -104,12 +104,12 @@ class Cosmos(PredictionMethod):
     @property
     def has_experts(self) -> bool:
         """Say whether clients tell how well they know each public sample, and clusters listen to each other."""
-        return "experts" in self.recipe.split("+")
+        return "experts" in self.recipe
 
     @property
     def ends_jointly(self) -> bool:
         """Say whether clients end with the labels of the server and their own at once."""
-        return "joint" in self.recipe.split("+")
+        return "joint" in self.recipe
 
     def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
         """Return those of single-precision probabilities, and of the log density ratios if they are sent."""
