@@ -28,7 +28,7 @@ NEIGHBOURS = 3
 LARGEST = 10.0
 """Log ratios are cut off here, and who claims more is rejected."""
 PRIOR_VARIANCE = 10.0
-"""Of the slope of the logistic regression. It matters where samples are few, and keeps their claims small."""
+"""Of the slope of the logistic regression: keeps it finite where the samples are told apart without an error."""
 
 
 def log_density_ratio(private: InputArray, public: InputArray) -> FloatArray:
