@@ -115,11 +115,11 @@ def test_ctrl_c_ends_the_workers_too(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
-        import os, sys, time
+        import os, time
         from cosmosfl.engine.pool import Pool
 
         def work(n):
-            print(os.getpid(), flush=True)
+            os.write(1, f"{os.getpid()}\\n".encode())  # a line at once: two workers write
             time.sleep(60)
 
         with Pool(2) as pool:
