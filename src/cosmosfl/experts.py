@@ -9,13 +9,16 @@ sample is to be of each.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cosmosfl.data.sets import FloatArray, InputArray
 from cosmosfl.threads import libraries_are_imported
+
+if TYPE_CHECKING:
+    from sklearn.decomposition import PCA
 
 OWN = 0.95
 """The prior probability that a sample that a cluster's members meet is of their cluster's distribution; the other
@@ -52,7 +55,6 @@ def log_density_ratio(private: InputArray, public: InputArray) -> FloatArray:
     ndarray
         (m,), float32, `normalised`; zeros if there are fewer than two samples of either kind, or no variation.
     """
-    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
 
     libraries_are_imported()
@@ -67,7 +69,7 @@ def log_density_ratio(private: InputArray, public: InputArray) -> FloatArray:
     if common.shape[1] == 0 or np.ptp(common, axis=0).max() == 0:
         return nothing
     some = common[:: math.ceil(len(common) / FITTED)]
-    components = PCA(min(COMPONENTS, *some.shape), svd_solver="full").fit(some)
+    components = _components(some)
     own, common = components.transform(own), components.transform(common)
     k = min(NEIGHBOURS, len(own) - 1, len(common) - 1)
     floor = 1e-6 * float(components.explained_variance_.sum())  # for samples that are there twice
@@ -79,6 +81,15 @@ def log_density_ratio(private: InputArray, public: InputArray) -> FloatArray:
     classifier = LogisticRegression(C=PRIOR_VARIANCE).fit(features, kinds, sample_weight=weights)
     slope = max(float(classifier.coef_[0, 0]), 0.0)
     return normalised(np.clip(slope * at_public, -LARGEST, LARGEST))
+
+
+def _components(inputs: npt.NDArray[np.float64]) -> PCA:
+    """Return the first `COMPONENTS` principal components of inputs (n, d), or all if there are fewer."""
+    from sklearn.decomposition import PCA
+
+    if min(inputs.shape) <= COMPONENTS:
+        return PCA(svd_solver="full").fit(inputs)
+    return PCA(COMPONENTS, svd_solver="arpack", random_state=0).fit(inputs)  # exact; photographs: 8 times faster
 
 
 def normalised(log_ratios: npt.NDArray[Any]) -> FloatArray:
