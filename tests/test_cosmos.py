@@ -229,12 +229,12 @@ def told(values: dict[str, float], log_ratios: dict[str, object], round: int = 0
 
 
 def test_by_the_experts_recipe_a_cluster_learns_what_all_say_each_as_far_as_it_knows():
-    """Catches one expert's evidence counted once for all its members, and the own cluster without its prior."""
+    """Catches evidence that grows with the number of members, and the own cluster without its prior."""
     side = server(recipe="experts")
     for round in range(2):  # clusters are found in the first, and known in the second
         ratio = known(2, ratio=5.0)
         downlinks = side.step(told(GROUPS, {"b": ratio, "d": ratio}, round))
-        evidence = np.exp(2 * ratio)  # of cluster (b, d), whose members say the same
+        evidence = np.exp(3 * ratio)  # of cluster (b, d), whose members say the same: as if there were one of them
         weight = 0.05 * evidence / (0.05 * evidence + 0.95)
         expected = 0.8 * (1 - weight) + 0.2 * weight
         np.testing.assert_allclose(downlinks["a"].probabilities[:, 0], expected, rtol=2e-3)

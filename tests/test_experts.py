@@ -5,13 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cosmosfl.experts import LARGEST, log_density_ratio, mixture_of_experts, normalised
+from cosmosfl.experts import LARGEST, evidence, log_density_ratio, mixture_of_experts, normalised
 
 RNG = np.random.default_rng(0)
 
 
 def normal(n: int, centre: float, dim: int = 5) -> np.ndarray:
     return np.random.default_rng([n, abs(int(centre * 10))]).normal(centre, 1, (n, dim)).astype(np.float32)
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_is_not_the_surer_the_more_members_it_has():
+    said = np.float32([[1, 0, -2], [0, 2, -1]])
+    np.testing.assert_allclose(evidence(said), [1.5, 3, -4.5])
+    np.testing.assert_allclose(evidence(np.tile(said, (20, 1))), evidence(said), rtol=1e-5)
 
 
 # --- log density ratios -----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from cosmosfl.clustering import (
     pairwise_distances,
 )
 from cosmosfl.data.sets import FloatArray, PublicSet
-from cosmosfl.experts import LARGEST, log_density_ratio, mixture_of_experts, normalised
+from cosmosfl.experts import LARGEST, evidence, log_density_ratio, mixture_of_experts, normalised
 from cosmosfl.methods.door import accepted
 from cosmosfl.methods.predictions import (
     PredictionClient,
@@ -217,11 +217,9 @@ class CosmosServer(PredictionServer):
     def _shared(self, targets: dict[int, FloatArray]) -> dict[int, FloatArray]:
         """Return the targets in which every cluster listens to the others where they know more."""
         assert self.clustering is not None
-        evidence = []
-        for k in targets:
-            members = [self.log_ratios[id] for id in self.clustering.clusters[k] if id in self.log_ratios]
-            evidence.append(np.sum(members, axis=0))
-        mixed = mixture_of_experts(np.stack(list(targets.values())), np.stack(evidence))
+        clusters = [self.clustering.clusters[k] for k in targets]
+        said = [evidence([self.log_ratios[id] for id in members if id in self.log_ratios]) for members in clusters]
+        mixed = mixture_of_experts(np.stack(list(targets.values())), np.stack(said))
         return dict(zip(targets, mixed, strict=True))
 
     def _compared(self, predictions: Predictions) -> dict[int, FloatArray]:
