@@ -118,6 +118,7 @@ party = client_app(
     test=lambda context: data(context.node_config["name"], 1),
     public=PUBLIC,
     share_metrics=True,
+    share_log_ratios=True,
 )
 undisturbed = server_app(public=PUBLIC, n_classes=N_CLASSES, rounds=1)
 client = ClientApp()

@@ -52,7 +52,7 @@ def labels(p: float) -> np.ndarray:
 
 
 def server(**options):
-    method = cf.Cosmos(teacher=Recorder(), **({"threshold": 0.5, "distance": "l2"} | options))
+    method = cf.Cosmos(teacher=Recorder(), **({"recipe": "paper", "threshold": 0.5, "distance": "l2"} | options))
     return method.server_side(PUBLIC, TASK)
 
 
@@ -204,7 +204,7 @@ def test_the_default_teacher_fits_flat_features_and_images(clients, public):
 
 
 def test_bytes_are_counted_from_the_messages_of_every_round(clients, public):
-    run = cf.Cosmos(teacher=cf.SklearnLearner(LogisticRegression())).fit(clients, public, rounds=2)
+    run = cf.Cosmos(teacher=cf.SklearnLearner(LogisticRegression()), recipe="paper").fit(clients, public, rounds=2)
     size = 8 + 60 * 4 * 4
     assert [t for t in run.traffic if t.client == "a"] == [
         Traffic(0, "a", size, size + 8), Traffic(1, "a", size, size), Traffic(2, "a", size, size),
@@ -253,7 +253,7 @@ def test_who_claims_to_know_everything_is_not_listened_to():
 @pytest.mark.parametrize(
     ("log_ratio", "reason"),
     [
-        (None, r"NoneType; expected floating point \(6,\)"),
+        ("much", r"str; expected floating point \(6,\)"),
         (np.zeros(5, np.float32), r"float32 \(5,\); expected"),
         (np.zeros(6, int), r"int64 \(6,\); expected"),
         (np.full(6, np.nan, np.float32), "up to nan; expected finite, at most 10"),
@@ -267,6 +267,17 @@ def test_log_density_ratios_are_checked_at_the_door(log_ratio, reason):
     (rejection,) = side.rejections
     assert rejection.client == "b"
     assert re.search(reason, rejection.reason)
+
+
+def test_who_sends_no_log_ratios_says_nothing_and_takes_part():
+    """Catches a silent member that is rejected, or counted as one that knows nothing beside one that knows."""
+    side, other = server(recipe="experts"), server(recipe="experts")
+    silent = side.step(told(GROUPS, {"b": known(2), "d": None}))
+    both = other.step(told(GROUPS, {"b": known(2), "d": known(2)}))
+    assert not side.rejections
+    np.testing.assert_allclose(silent["a"].probabilities, both["a"].probabilities, atol=1e-6)
+    nobody = server(recipe="experts").step(told(GROUPS, dict.fromkeys(GROUPS)))
+    np.testing.assert_allclose(nobody["a"].probabilities[:, 0], 0.95 * 0.8 + 0.05 * 0.2, atol=2e-3)
 
 
 def test_a_newcomer_brings_its_evidence_with_it_only_where_its_predictions_count():
@@ -287,7 +298,7 @@ def test_a_newcomer_brings_its_evidence_with_it_only_where_its_predictions_count
 def test_what_a_client_sends_is_what_the_recipe_says_and_computed_once(clients, public, monkeypatch):
     first = TeacherLabels(0, None)
     public, task = PublicSet(public), Task(4, 0)
-    paper = cf.Cosmos().client_side(clients[0], public, task).step(first)
+    paper = cf.Cosmos(recipe="paper").client_side(clients[0], public, task).step(first)
     assert paper.log_ratio is None
     assert paper.nbytes == PseudoLabels(0, paper.probabilities).nbytes
     side = cf.Cosmos(recipe="experts").client_side(clients[0], public, task)

@@ -41,7 +41,7 @@ def test_the_sum_is_that_of_the_docstring(known_speed):
     assert found.server == pytest.approx(2 * server)
     assert found.baseline == pytest.approx(2 * 4 * (3 * 10 * 0.001 + 20 * 0.0001))
     assert found.seconds == found.clients + found.server + found.baseline
-    assert (found.uplink, found.downlink, found.exchanges) == (50 * 10 * 4, 50 * 10 * 4, 8)
+    assert (found.uplink, found.downlink, found.exchanges) == (50 * 11 * 4, 50 * 10 * 4, 8)  # up: log density ratios
     assert found.disk == 4000
 
 
@@ -97,7 +97,9 @@ def test_every_method_says_what_a_round_of_a_client_trains_on(method, trained):
 
 def test_and_what_it_sends():
     sizes = {name: METHODS[name]().message_bytes(50, 10, 1000) for name in METHODS}
-    assert sizes["cosmos"] == sizes["fedmd"] == 50 * 10 * 4
+    assert sizes["fedmd"] == 50 * 10 * 4
+    assert sizes["cosmos"] == sizes["fedmd"] + 50 * 4  # log density ratios
+    assert METHODS["cosmos"]().of_predictions_alone().message_bytes(50, 10, 1000) == sizes["fedmd"]
     assert sizes["fedavg"] == sizes["pfedme"] == 1000
     assert sizes["fedct"] == 50
     assert sizes["local"] == sizes["centralized"] == 0

@@ -9,7 +9,8 @@ those for D epochs; a round of the server is training on them for S epochs and p
 where the t, seconds per sample, are measured here, for each kind of model, on samples of the federation itself; a
 method that trains on something else says so (`Method.training_samples`). Tests are predictions too: of each client's
 model at two moments, and of every cluster model. The baseline is the E·n alone. Not counted: the start of processes,
-and what a centralized reference does at its server beyond one model.
+what a recipe of COSMOS adds to the first round and the last, and what a centralized reference does at its server beyond
+one model.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def estimate(config: ExperimentConfig, federation: Federation) -> Cost:
     with_baseline = config.local_baseline and method.name != Local.name and tests
     weights = max(speeds[kind].state_bytes for kind in kinds)
     message = method.message_bytes(m, federation.n_classes, weights)
+    answer = method.of_predictions_alone().message_bytes(m, federation.n_classes, weights)
     kept = len(clients) * message // 2 if isinstance(method, PredictionMethod) else 0  # in half precision
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Cost(
@@ -131,7 +133,7 @@ def estimate(config: ExperimentConfig, federation: Federation) -> Cost:
         workers=workers,
         clusters=K if "server" in speeds else 0,
         uplink=message,
-        downlink=message,
+        downlink=answer,
         exchanges=rounds * len(clients),
         memory=resident * (workers + 1 if workers > 1 else 1) + min(LARGE, kept),
         disk=sum(speeds[repr(c.learner)].state_bytes for c in clients),

@@ -511,6 +511,10 @@ class Method(BaseModel, ABC):
         """
         return self
 
+    def of_predictions_alone(self) -> Self:
+        """Return what a client does that sends its predictions and nothing else; by default, the same."""
+        return self
+
     def training_samples(self, private: int, public: int) -> int:
         """Return how many samples the training steps of a client see in a round, for `cosmosfl.cost`.
 

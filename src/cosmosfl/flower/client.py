@@ -79,9 +79,9 @@ def client_app(
     share_metrics
         Whether the server is told the accuracies that were measured on `test`, and on how many samples.
     share_log_ratios
-        Whether the server may be told how much likelier each public sample is among the private inputs: recipes of
-        COSMOS with experts need it. It tells more about the private inputs than predictions do, so it has to be
-        allowed; without that, this party refuses such a federation.
+        Whether the server may be told how much likelier each public sample is among the private inputs, as COSMOS asks
+        by its recipes with experts. It tells more about the private inputs than predictions do. Without it this party
+        takes part as by the recipe without experts: others learn less from it, it learns as much from them.
     local_baseline
         Whether to train the model a second time, alone, for the same number of epochs: what there would be without the
         federation. Done only with `test`.
@@ -221,8 +221,9 @@ class Party:
             alone = Local(local_epochs=terms.method.local_epochs)
             _, baseline, _ = _work(alone, client, self.public, terms.task, Nothing(), home / "alone", round, last)
             events.add([m for m in baseline if m.moment == "local"])
+        method = terms.method if self.share_log_ratios else terms.method.of_predictions_alone()
         uplink, measured, learned = _work(
-            terms.method, client, self.public, terms.task, message, home / "states", round, last
+            method, client, self.public, terms.task, message, home / "states", round, last
         )
         events.add(measured)
         if uplink is not None:
@@ -251,11 +252,6 @@ class Party:
             raise RefusalError(
                 f"another public set: the server's has SHA-256 {terms.public[:16]}..., that of {id!r} has "
                 f"{self.public.digest[:16]}... ({len(self.public)} samples); all parties need the same one"
-            )
-        if getattr(terms.method, "has_experts", False) and not self.share_log_ratios:
-            raise RefusalError(
-                f"recipe {terms.method.recipe!r} sends how likely each public sample is among the private inputs of "  # type: ignore[attr-defined]
-                f"{id!r}, which its owner has not allowed (share_log_ratios)"
             )
         client = Client(id, self.learner, *self.data, test=self.test)
         try:

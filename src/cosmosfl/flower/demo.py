@@ -56,6 +56,7 @@ client = client_app(
     test=lambda context: _labelled(context, "test"),
     public=lambda context: federation(int(context.node_config["clients"])).public,
     share_metrics=True,
+    share_log_ratios=True,
 )
 server = server_app(
     public=lambda context: federation(int(context.run_config["clients"])).public,

@@ -246,7 +246,7 @@ class TorchLearner:
                 value = value + self.consistency * term
             return value
 
-        targets = temper(torch.from_numpy(np.asarray(probabilities, np.float32)), self.temperature)
+        targets = temper(_as_tensor(np.asarray(probabilities, np.float32)), self.temperature)
         if departures.second_softmax:
             targets = second_softmax(targets)
         ordered = departures.ordered_distillation
@@ -327,7 +327,7 @@ class TorchLearner:
 
     def load_weights(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take over what `weights` returned, all of it or some."""
-        arrays = {k: torch.from_numpy(np.require(v, requirements=["C", "W"])) for k, v in weights.items()}
+        arrays = {k: _as_tensor(v) for k, v in weights.items()}
         if unknown := self.module.load_state_dict(arrays, strict=False).unexpected_keys:
             raise ValueError(f"{self!r}: the module has no {', '.join(unknown)}")
         self.module.eval()
@@ -377,7 +377,7 @@ class TorchLearner:
         schedule: Schedule | None = None,
     ) -> None:
         """Train a module with a loss of the caller's, in all else as `fit` trains the learner's own."""
-        targets = torch.from_numpy(labels)
+        targets = _as_tensor(labels)
         self._train(module, inputs, targets, loss, self.learning_rate, None, epochs, rng, schedule=schedule)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
@@ -422,10 +422,14 @@ class TorchLearner:
 
     def tensor(self, inputs: InputArray) -> Tensor:
         """Return inputs (n, ...) as the module takes them: scaled floats on its device, images with channels last."""
-        # a read-only memory map is copied
-        tensor = torch.from_numpy(np.require(inputs, requirements=["C", "W"])).to(self.device)
+        tensor = _as_tensor(inputs).to(self.device)
         tensor = tensor.float().div_(127.5).sub_(1) if tensor.dtype == torch.uint8 else tensor.float()
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _as_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """Return an array as a tensor; one that may not be written to, such as the memory map of a worker, is copied."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _make(factory: nn.Module | ModuleFactory, input_shape: tuple[int, ...], n_classes: int) -> nn.Module:

@@ -12,7 +12,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
@@ -52,7 +52,10 @@ Recipe = Literal["paper", "joint", "experts", "experts+joint"]
 
 @dataclass(frozen=True, eq=False)
 class CosmosLabels(PseudoLabels):
-    """Client to server. P_i, and by recipes with experts the log density ratios (m,) of the public samples."""
+    """Client to server. P_i, and by recipes with experts the log density ratios (m,) of the public samples.
+
+    Without them a client says nothing of what it knows, and the server takes it so.
+    """
 
     log_ratio: FloatArray | None = None
 
@@ -75,13 +78,15 @@ class Cosmos(PredictionMethod):
     aggregation
         How members' predictions become the cluster's target; ``"mean"`` is the paper's.
     recipe
-        ``"paper"``: as in the paper. Or with one part of ours, or both:
+        ``"paper"``: as in the paper. Or with one part of ours, or both, which is the default (``docs/recipe.md`` says
+        what each is worth):
 
         - ``"experts"``: a cluster's target on a public sample is the mean of the predictions of *all* clusters,
           weighted by how likely the sample is to be one of theirs (`cosmosfl.experts.mixture_of_experts`). For that
           each client also sends how much likelier every public sample is among its private inputs than among the
           public ones: one more number for each sample, from nearest neighbours
-          (`cosmosfl.experts.log_density_ratio`). It tells more about the private inputs than predictions alone.
+          (`cosmosfl.experts.log_density_ratio`). It tells more about the private inputs than predictions alone, so
+          on Flower each party is asked (``share_log_ratios``).
         - ``"joint"``: when it ends, a client that can (`cosmosfl.protocol.JointLearner`: torch models) learns from the
           server's last labels and from its own at once, while its learning rate falls to zero, instead of from the
           server's alone. Models that are refitted learn from both in any case.
@@ -98,7 +103,7 @@ class Cosmos(PredictionMethod):
     n_clusters: PositiveInt | None = None
     distance: Metric = "cosine"
     aggregation: Aggregation = "mean"
-    recipe: Recipe = "paper"
+    recipe: Recipe = "experts+joint"
     server_epochs: PositiveInt = 5
 
     @property
@@ -110,6 +115,10 @@ class Cosmos(PredictionMethod):
     def ends_jointly(self) -> bool:
         """Say whether clients end with the labels of the server and their own at once."""
         return "joint" in self.recipe
+
+    def of_predictions_alone(self) -> Self:
+        """Return the recipe without experts: what a client does that does not say how well it knows public samples."""
+        return self.model_copy(update={"recipe": "joint" if self.ends_jointly else "paper"})
 
     def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
         """Return those of single-precision probabilities, and of the log density ratios if they are sent."""
@@ -206,20 +215,24 @@ class CosmosServer(PredictionServer):
             return
         shape = (self.rows, self.task.n_classes)
 
-        def check(message: PseudoLabels, source: str) -> tuple[FloatArray, FloatArray]:
+        def check(message: PseudoLabels, source: str) -> tuple[FloatArray, FloatArray | None]:
             probabilities = check_probabilities(message.probabilities, shape=shape, source=source)
-            return probabilities, check_log_ratio(getattr(message, "log_ratio", None), self.rows, source)
+            said = getattr(message, "log_ratio", None)
+            return probabilities, None if said is None else check_log_ratio(said, self.rows, source)
 
         for client, (probabilities, log_ratio) in accepted(self, uplinks, check, "pseudo-labels"):
-            self.log_ratios[client] = log_ratio
+            if log_ratio is not None:
+                self.log_ratios[client] = log_ratio
             yield client, probabilities
 
     def _shared(self, targets: dict[int, FloatArray]) -> dict[int, FloatArray]:
         """Return the targets in which every cluster listens to the others where they know more."""
         assert self.clustering is not None
         clusters = [self.clustering.clusters[k] for k in targets]
-        said = [evidence([self.log_ratios[id] for id in members if id in self.log_ratios]) for members in clusters]
-        mixed = mixture_of_experts(np.stack(list(targets.values())), np.stack(said))
+        nothing = np.zeros(len(next(iter(targets.values()))), np.float32)
+        said = [[self.log_ratios[id] for id in members if id in self.log_ratios] for members in clusters]
+        log_ratios = np.stack([evidence(of_members or [nothing]) for of_members in said])
+        mixed = mixture_of_experts(np.stack(list(targets.values())), log_ratios)
         return dict(zip(targets, mixed, strict=True))
 
     def _compared(self, predictions: Predictions) -> dict[int, FloatArray]:
