@@ -1,4 +1,6 @@
-"""Write docs/recipe.md and its picture from recipe_page.md and results/{honest-*,recipes,control-digits,mixing-digits}.
+"""Write docs/recipe.md and its picture from recipe_page.md and what lies under results/.
+
+honest-* for the comparison, recipes and recipes-mlp for the parts, control-digits, mixing-digits, full-size.
 
 All tables and the counted sentences are computed.
 
@@ -112,21 +114,23 @@ def verdict(places: Places) -> str:
     )
     lines = [f"- Ours has the highest mean at {first} of {len(places)} places of the grid."]
     for name in METHODS[1:]:
-        better = worse = 0
+        better = worse = total = 0
         for methods in places.values():
-            test, p = tests(methods)[name]
-            better += p < 0.05 and test.difference > 0
-            worse += p < 0.05 and test.difference < 0
+            if name in methods:
+                test, p = tests(methods)[name]
+                total += 1
+                better += p < 0.05 and test.difference > 0
+                worse += p < 0.05 and test.difference < 0
         pooled = []
         for data in DATA:
-            own = [methods for place, methods in places.items() if place.data == data]
+            own = [methods for place, methods in places.items() if place.data == data and name in methods]
             if own:
                 test = paired_t_test(over_places(own, OURS), over_places(own, name))
                 pooled.append(f"{DATA[data]} {interval(test)} (p = {test.p:.2g})")
         title = {"local": "local training", PAPER: "the paper's recipe"}.get(name, name)
         lines.append(
-            f"- Against {title}: significantly better at {better} places, significantly worse at {worse} (5 %, after "
-            f"Holm's correction). Mean over the places of a data set: {'; '.join(pooled)}."
+            f"- Against {title}: significantly better at {better} of {total} places, worse at {worse} (5 %, "
+            f"after Holm's correction). Mean over the places of a data set: {'; '.join(pooled)}."
         )
     return "\n".join(lines)
 
@@ -160,18 +164,33 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
 
 
-def part_rows(directory: Path) -> list[list[str]]:
+def part_rows(directories: Iterable[Path]) -> list[list[str]]:
     """Return the table of the recipe's parts: accuracy, and the difference to the paper's recipe."""
     rows = []
-    for place, methods in read([directory]).items():
+    for place, methods in read(directories).items():
         for name in ("local", *(f"cosmos, {recipe}" for recipe in ("paper", "joint", "experts", "experts+joint"))):
             values, cell = means(methods[name]), ""
             if name not in ("local", PAPER):
                 test = paired_t_test(values, means(methods[PAPER]))
                 cell = f"{interval(test)}, p = {test.p:.2g}"
             text = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-            rows.append([DATA[place.data], name, text, cell])
+            rows.append([DATA[place.data], place.models.replace("+", " and "), name, text, cell])
     return rows
+
+
+def full_size(directory: Path) -> str:
+    """Return the table of the runs at full size, of one seed."""
+    rows = []
+    for place, methods in read([directory]).items():
+        for name in METHODS:
+            if name in methods:
+                accuracies = list(methods[name][0].values())
+                own = f"{min(accuracies):.1f} to {max(accuracies):.1f}"
+                alone = methods["local"][0]
+                worse = sum(accuracy < alone[client] for client, accuracy in methods[name][0].items())
+                cell = "" if name == "local" else f"{worse} of {len(accuracies)}"
+                rows.append([DATA[place.data], name, f"{np.mean(accuracies):.1f}", own, cell])
+    return table(["data", "method", "client", "from client to client", "clients below local"], rows, 2)
 
 
 def control(longer: Places, places: Places) -> str:
@@ -246,7 +265,12 @@ def main() -> None:
         "EFFECTS": table([*where, *METHODS[1:]], [effects(*item) for item in places.items()], 2),
         "CONTROL": control(read([RESULTS / "control-digits"]), places),
         "MIXING": mixing(RESULTS / "mixing-digits"),
-        "PARTS": table(["data", "recipe", "client", "minus the paper's"], part_rows(RESULTS / "recipes"), 2),
+        "PARTS": table(
+            ["data", "clients' models", "recipe", "client", "minus the paper's"],
+            part_rows([RESULTS / "recipes", RESULTS / "recipes-mlp"]),
+            3,
+        ),
+        "FULL": full_size(RESULTS / "full-size"),
         "VERDICT": verdict(places),
         "LOSERS": table(
             ["data", *(name for name in METHODS if name != "local")],
