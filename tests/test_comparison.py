@@ -533,6 +533,8 @@ def test_what_is_not_applicable_is_printed_and_recorded(tmp_path, picky):
         (["--methods", "cosmoss"], "error: methods: 'cosmoss' is not known; did you mean 'cosmos'?"),
         (["--scale", "cpu"], "error: --scale: 'cpu'; without a grid file there is nothing to scale"),
         (["nowhere.toml"], "error: nowhere.toml: No such file or directory"),
+        (["--grid", "nowhere.toml"], "error: nowhere.toml: No such file or directory"),
+        (["one.toml", "--grid", "two.toml"], "error: grid files: one.toml, two.toml; expected one"),
         (["--grid", "x=1"], "error: x: no such key; expected one of"),
         (["--workers", "some"], "error: workers: 'some'; expected a number of at least 1, or 'auto'"),
     ],

@@ -33,7 +33,12 @@ def compare(
     seeds: Annotated[str | None, typer.Option(help="One run for each.  \\[default: 0,1,2]")] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", "-g", metavar="KEY=VALUES", help="Vary a key: partition.alpha=1,5,100. Repeatable."),
+        typer.Option(
+            "--grid",
+            "-g",
+            metavar="KEY=VALUES",
+            help="Vary a key: partition.alpha=1,5,100. Repeatable. Or a grid file.",
+        ),
     ] = None,
     scale: Annotated[str | None, typer.Option(help="Scale of the grid file: full, or a table \\[scale.NAME].")] = None,
     tuned: Annotated[Path | None, typer.Option(help="Directory with settings METHOD.toml of single methods.")] = None,
@@ -70,13 +75,19 @@ def compare(
 
         asked: Any = int(workers) if workers and workers.isdigit() else workers or "auto"
         processes = n_workers(asked, n_jobs=10**9)
+        files = [value for value in grid or () if value.endswith(".toml") and "=" not in value]
+        axes = [value for value in grid or () if value not in files]
+        files = [*([str(grid_file)] if grid_file else []), *files]
+        if len(files) > 1:
+            raise ValueError(f"grid files: {', '.join(files)}; expected one")
+        grid_file = Path(files[0]) if files else None
         if scale is not None and grid_file is None:
             raise ValueError(f"--scale: {scale!r}; without a grid file there is nothing to scale")
         wanted = make_grid(
             read_grid_file(grid_file, scale or FULL) if grid_file else None,
             methods=methods,
             seeds=seeds,
-            axes=grid or (),
+            axes=axes,
             assignments=set or (),
             config=config,
             preset=preset,
