@@ -65,16 +65,17 @@ def log_density_ratio(private: InputArray, public: InputArray) -> FloatArray:
     nothing = np.zeros(len(public), np.float32)
     if len(private) < 2 or len(public) < 2:
         return nothing
-    own, common = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (private, public))
+    own, common = (np.asarray(x).reshape(len(x), -1) for x in (private, public))
     if public.ndim == 2:  # features with units of their own; pixels share one
+        own, common = own.astype(np.float64), common.astype(np.float64)
         scale = common.std(axis=0)
         varies = scale > 1e-6 * np.abs(common).max(axis=0)
         own, common = own[:, varies] / scale[varies], common[:, varies] / scale[varies]
-    if common.shape[1] == 0 or np.ptp(common, axis=0).max() == 0:
+    some = common[:: math.ceil(len(common) / FITTED)].astype(np.float64)
+    if some.shape[1] == 0 or np.ptp(some, axis=0).max() == 0:
         return nothing
-    some = common[:: math.ceil(len(common) / FITTED)]
     components = _components(some)
-    own, common = components.transform(own), components.transform(common)
+    own, common = _projected(own, components), _projected(common, components)
     k = min(NEIGHBOURS, len(own) - 1, len(common) - 1)
     floor = 1e-6 * float(components.explained_variance_.sum())  # for samples that are there twice
     at_public = _nearest(common, common, k, floor, itself=True) - _nearest(common, own, k, floor)
@@ -94,6 +95,12 @@ def _components(inputs: npt.NDArray[np.float64]) -> PCA:
     if min(inputs.shape) <= COMPONENTS:
         return PCA(svd_solver="full").fit(inputs)
     return PCA(COMPONENTS, svd_solver="arpack", random_state=0).fit(inputs)  # exact; photographs: 8 times faster
+
+
+def _projected(inputs: npt.NDArray[Any], components: PCA) -> npt.NDArray[np.float64]:
+    """Return inputs (n, d) in principal components, in blocks: all of them in double precision may not fit."""
+    blocks = (inputs[start : start + FITTED] for start in range(0, len(inputs), FITTED))
+    return np.concatenate([components.transform(block.astype(np.float64)) for block in blocks])
 
 
 def normalised(log_ratios: npt.NDArray[Any]) -> FloatArray:
