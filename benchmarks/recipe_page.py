@@ -1,6 +1,6 @@
 """Write docs/recipe.md and its picture from recipe_page.md and what lies under results/.
 
-honest-* for the comparison, recipes and recipes-mlp for the parts, control-digits, mixing-digits, full-size.
+honest-* for the comparison, recipes and recipes-mlp for the parts, control-*, mixing-digits, full-size.
 
 All tables and the counted sentences are computed.
 
@@ -193,21 +193,25 @@ def full_size(directory: Path) -> str:
     return table(["data", "method", "client", "from client to client", "clients below local"], rows, 2)
 
 
-def control(longer: Places, places: Places) -> str:
+def control(directories: Iterable[Path], places: Places) -> str:
     """Return the table of methods that train on as many private samples as ours does, with its joint end."""
     rows = []
-    for place, methods in longer.items():
-        for name, seeds in methods.items():
-            test = paired_t_test(means(places[place][OURS]), means(seeds))
-            rows.append(
-                [
-                    *(DATA[place.data], place.models.replace("+", " and "), name),
-                    f"{np.mean(means(places[place][name])):.1f}",
-                    f"{np.mean(means(seeds)):.1f}",
-                    interval(test),
-                ]
-            )
-    head = ["data", "clients' models", "method", "5 local epochs", "11 local epochs", "ours minus that"]
+    for directory in directories:
+        some = next(iter(sorted(directory.glob("cells/*/config.toml"))))
+        epochs = tomllib.loads(some.read_text(encoding="utf-8"))["method"]["local_epochs"]
+        for place, methods in read([directory]).items():
+            for name, seeds in methods.items():
+                test = paired_t_test(means(places[place][OURS]), means(seeds))
+                rows.append(
+                    [
+                        *(DATA[place.data], place.models.replace("+", " and "), name),
+                        f"{np.mean(means(places[place][name])):.1f}",
+                        f"{np.mean(means(seeds)):.1f} ({epochs})",
+                        interval(test),
+                    ]
+                )
+    rows.sort(key=lambda cells: list(DATA.values()).index(cells[0]))
+    head = ["data", "clients' models", "method", "5 local epochs", "more (how many)", "ours minus that"]
     return table(head, rows, 3)
 
 
@@ -263,7 +267,7 @@ def main() -> None:
     parts = {
         "ACCURACIES": table([*where, *METHODS], [row(*item) for item in places.items()], 2),
         "EFFECTS": table([*where, *METHODS[1:]], [effects(*item) for item in places.items()], 2),
-        "CONTROL": control(read([RESULTS / "control-digits"]), places),
+        "CONTROL": control(sorted(RESULTS.glob("control-*")), places),
         "MIXING": mixing(RESULTS / "mixing-digits"),
         "PARTS": table(
             ["data", "clients' models", "recipe", "client", "minus the paper's"],
