@@ -313,7 +313,8 @@ def main() -> None:
         "trials (a third of the configured rate, the rate, three times it), on a quarter of each client's training "
         "data, in a smaller federation (DS-FL on emnist47 twice three, see the end). "
         "COMET and pFedCK are told the true number of groups; COSMOS and FLIS find "
-        "their clusters. (In the first two, `method.n_clusters=5` reached COSMOS too; its own rule finds the same "
+        "their clusters. COSMOS is the paper's recipe here; `recipe.md` has ours. "
+        "(In the first two, `method.n_clusters=5` reached COSMOS too; its own rule finds the same "
         "clusters in all six of those runs.) Dashed lines exchange weights, the dotted one is "
         "training on all data.\n",
         *(section(one) for one in COMPARISONS),

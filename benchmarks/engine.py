@@ -216,6 +216,7 @@ def engine(work: Workload, workers: int) -> list[float]:
         for i in range(N_CLIENTS)
     ]
     method = cf.Cosmos(
+        recipe="paper",
         teacher=cf.TorchLearner(TEACHER, **options),
         n_clusters=N_GROUPS,
         local_epochs=work.epochs,

@@ -234,7 +234,7 @@ def mixing(directory: Path) -> str:
 def picture(places: Places, path: Path) -> None:
     """Draw the difference to local training at every place, a dot per method."""
     shown = list(places)
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(shown) + 1.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.6, 0.42 * len(shown) + 1.4), layout="constrained")
     for n, place in enumerate(shown):
         alone = np.mean(means(places[place]["local"]))
         for name in METHODS:

@@ -45,7 +45,14 @@ def measure(series: str, n_clients: int) -> dict[str, float]:
         start = int(rng.integers(1000))
         part = slice(start, start + n_private)
         clients.append(cf.Client(f"client-{i:04d}", cf.TorchLearner(model), pool[part], labels[part]))
-    method = cf.Cosmos(teacher=cf.TorchLearner(model), threshold=2.0, local_epochs=1, server_epochs=1, distill_epochs=1)
+    method = cf.Cosmos(
+        recipe="paper",
+        teacher=cf.TorchLearner(model),
+        threshold=2.0,
+        local_epochs=1,
+        server_epochs=1,
+        distill_epochs=1,
+    )
     method.fit(clients[:2], pool[:n_public], 0, n_classes=n_classes)  # what happens once in a process
     phases: list[tuple[str, float]] = []
 
