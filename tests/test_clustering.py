@@ -228,6 +228,31 @@ def test_auto_finds_groups_of_clients_of_unequal_confidence(groups, seed, metric
     assert adjusted_rand_score([str(g) for g in groups], found) == 1
 
 
+def pairs_of_unequal_shares(noise: float, shift: float) -> np.ndarray:
+    """Return predictions of five pairs of clients: a pair has the same four classes of 20, each client its own shares."""
+    rng = np.random.default_rng(0)
+    P = []
+    for pair in range(5):
+        common, known = rng.normal(size=(400, 20)), np.full(20, -3.0)
+        known[4 * pair : 4 * pair + 4] = 1
+        for _ in range(2):
+            logits = common + noise * rng.normal(size=(400, 20)) + shift * known + rng.normal(size=20)
+            P.append(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+    return np.stack(P)
+
+
+def test_auto_finds_groups_of_two_whose_members_are_only_somewhat_alike():
+    """Catches ten clients of five groups put into one cluster, since their silhouette is low and the pairs are alike."""
+    P = pairs_of_unequal_shares(noise=1, shift=0.5)
+    D = pairwise_distances(P)
+    pairs = [[n, n + 1] for n in range(0, 10, 2)]
+    assert mean_silhouette(D, np.repeat(range(5), 2)) < clustering.STRUCTURE
+    assert D[np.triu_indices(10, 1)].mean() < 1
+    assert greedy_clusters(D, auto_threshold(P)) == pairs
+    strangers = pairs_of_unequal_shares(noise=3, shift=1)
+    assert len(greedy_clusters(pairwise_distances(strangers), auto_threshold(strangers))) == 10
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_auto_can_answer_one_cluster(seed):
     P = grouped_predictions(seed, ONE)

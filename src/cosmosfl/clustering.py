@@ -130,7 +130,9 @@ def auto_threshold(predictions: npt.ArrayLike, metric: Metric = "cosine") -> flo
 
     1. Among the partitions that greedy elimination gives at any threshold, take the one with the greatest mean
        silhouette (Rousseeuw 1987): members near each other and far from the next cluster. If that is at least
-       `STRUCTURE`, and clients of different clusters are unrelated (`UNRELATED`), these are the clusters.
+       `STRUCTURE`, and clients of different clusters are far apart (`UNRELATED`), these are the clusters. So they are
+       if members are closer than that, and clients of different clusters not related at all (a mean cosine of
+       ``P - 1/C`` of zero or below), as where few clients have the same classes in very different shares.
     2. Otherwise there are no groups. Clients whose predictions are on average related (mean cosine of ``P - 1/C`` above
        zero) form one cluster, unrelated ones stay alone.
 
@@ -156,13 +158,22 @@ def auto_threshold(predictions: npt.ArrayLike, metric: Metric = "cosine") -> flo
     cosines = (D if metric == "cosine" else pairwise_distances(P, "cosine"))[upper]
     silhouette, threshold, middle = _best_silhouette(D)
     labels = cluster_labels(greedy_clusters(D, threshold))
-    apart = cosines[labels[upper[0]] != labels[upper[1]]]
-    structured, together = silhouette >= STRUCTURE and apart.mean() >= UNRELATED, cosines.mean() < 1
+    same = labels[upper[0]] == labels[upper[1]]
+    structured, together = _are_groups(silhouette, cosines[same], cosines[~same]), bool(cosines.mean() < 1)
     if sampled:  # with room for clients that are further apart than any in the sample, or closer
         return middle if structured else LARGEST[metric] if together else 0.0
     if structured:
         return threshold
     return float(D.max()) if together else float(D[upper].min()) / 2
+
+
+def _are_groups(silhouette: float, within: npt.NDArray[Any], apart: npt.NDArray[Any]) -> bool:
+    """Say whether a partition shows groups, by its silhouette and the cosine distances within clusters and between."""
+    if not (within.size and apart.size):
+        return False
+    if silhouette >= STRUCTURE:
+        return bool(apart.mean() >= UNRELATED)
+    return bool(within.mean() < UNRELATED and apart.mean() >= 1)
 
 
 class MeanAccumulator:
