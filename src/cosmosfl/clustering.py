@@ -134,7 +134,7 @@ def auto_threshold(predictions: npt.ArrayLike, metric: Metric = "cosine") -> flo
        if members are closer than that, and clients of different clusters not related at all (a mean cosine of
        ``P - 1/C`` of zero or below), as where few clients have the same classes in very different shares.
     2. Otherwise there are no groups. Clients whose predictions are on average related (mean cosine of ``P - 1/C`` above
-       zero) form one cluster, unrelated ones stay alone.
+       zero, but for pairs that step 1 would join) form one cluster, unrelated ones stay alone.
 
     More than 1,000 clients (`SAMPLE`) are judged by a random sample of as many, always the same for the same number of
     clients. Groups of which hardly anyone is in the sample have no say then, and where distances within groups and
@@ -159,7 +159,8 @@ def auto_threshold(predictions: npt.ArrayLike, metric: Metric = "cosine") -> flo
     silhouette, threshold, middle = _best_silhouette(D)
     labels = cluster_labels(greedy_clusters(D, threshold))
     same = labels[upper[0]] == labels[upper[1]]
-    structured, together = _are_groups(silhouette, cosines[same], cosines[~same]), bool(cosines.mean() < 1)
+    within, apart = cosines[same], cosines[~same]
+    structured, together = _are_groups(silhouette, within, apart), bool((apart if apart.size else cosines).mean() < 1)
     if sampled:  # with room for clients that are further apart than any in the sample, or closer
         return middle if structured else LARGEST[metric] if together else 0.0
     if structured:
