@@ -45,7 +45,7 @@ Partition = list[list[int]]
 Aggregation = Literal["mean", "median", "trimmed_mean"]
 
 STRUCTURE = 0.35
-"""Mean silhouette from which `auto_threshold` believes in groups. The usual reading of silhouettes (Kaufman and
+"""Mean silhouette from which `auto_threshold` believes in groups that are far apart. The usual reading of silhouettes (Kaufman and
 Rousseeuw 1990) puts the border between none and weak structure at 0.25 and that to reasonable structure at 0.5; this
 lies between, and benchmarks/clusters.py shows what comes of it, with groups and without."""
 UNRELATED = 0.75
