@@ -142,7 +142,8 @@ def gpu() -> str:
             "default. With 13 (`--workers 13`) and NVIDIA's MPS (`nvidia-cuda-mps-control -d`), so that their kernels "
             "run side by side, a federation of 26 clients (ResNet-18 and the three-stage CNN in turn) made 400 steps "
             "of 64 images a second in one trial (its script is not kept), the server's work and the start of the "
-            "processes included; one process would make about 130 by the table. CUDA graphs, which start a whole step at once, are not used.\n",
+            "processes included; one process would make about 130 by the table. CUDA graphs, which start a whole step "
+            "at once, are not used.\n",
         ]
     )
 

@@ -45,9 +45,9 @@ Partition = list[list[int]]
 Aggregation = Literal["mean", "median", "trimmed_mean"]
 
 STRUCTURE = 0.35
-"""Mean silhouette from which `auto_threshold` believes in groups that are far apart. The usual reading of silhouettes (Kaufman and
-Rousseeuw 1990) puts the border between none and weak structure at 0.25 and that to reasonable structure at 0.5; this
-lies between, and benchmarks/clusters.py shows what comes of it, with groups and without."""
+"""Mean silhouette from which `auto_threshold` believes in groups that are far apart. The usual reading of silhouettes
+(Kaufman and Rousseeuw 1990) puts the border between none and weak structure at 0.25 and that to reasonable structure at
+0.5; this lies between, and benchmarks/clusters.py shows what comes of it, with groups and without."""
 UNRELATED = 0.75
 """And clients of different groups have to be far apart: their mean cosine distance at least this. Clients that agree
 more than that have much to learn from each other, even where some agree better still."""
