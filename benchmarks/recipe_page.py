@@ -1,6 +1,6 @@
 """Write docs/recipe.md and its picture from recipe_page.md and what lies under results/.
 
-honest-* for the comparison, recipes and recipes-mlp for the parts, control-*, mixing-digits, full-size.
+honest-* for the comparison, recipes and recipes-mlp for the parts, control-*, mixing-digits, full-size, evidence.csv.
 
 All tables and the counted sentences are computed.
 
@@ -9,6 +9,7 @@ python benchmarks/recipe_page.py
 
 from __future__ import annotations
 
+import csv
 import json
 import tomllib
 from collections import defaultdict
@@ -19,6 +20,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
+from cosmosfl.config import read_preset
 from cosmosfl.evaluation.statistics import PairedTest, holm, paired_t_test
 
 mpl.use("Agg")
@@ -231,6 +233,25 @@ def mixing(directory: Path) -> str:
     return table(["mixing", "local", PAPER, OURS, "ours minus the paper's"], rows, 0)
 
 
+def evidence(path: Path) -> str:
+    """Return the table of what the log ratios tell, means over seeds; the best factor of each row is bold."""
+    with path.open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    factors = [name for name in lines[0] if name.startswith("times") or name == "sum"]
+    rows: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for line in lines:
+        data = DATA[read_preset(line["preset"])["dataset"]["name"]]
+        rows[data, line["private"], line["members"]].append(line)
+    cells = []
+    for key, own in rows.items():
+        found = {name: np.mean([float(line[name]) for line in own]) - float(own[0]["nothing"]) for name in factors}
+        shown = [f"{value:.2f}".replace("-", "−") for value in found.values()]
+        best = f"{max(found.values()):.2f}"
+        texts = [f"**{text}**" if text == best else text for text in shown]
+        cells.append([*key, f"{np.mean([float(line['right']) for line in own]):.0f}", *texts])
+    return table(["data", "private samples", "members", "right, %", *factors], cells, 1)
+
+
 def picture(places: Places, path: Path) -> None:
     """Draw the difference to local training at every place, a dot per method."""
     shown = list(places)
@@ -268,6 +289,7 @@ def main() -> None:
         "ACCURACIES": table([*where, *METHODS], [row(*item) for item in places.items()], 2),
         "EFFECTS": table([*where, *METHODS[1:]], [effects(*item) for item in places.items()], 2),
         "CONTROL": control(sorted(RESULTS.glob("control-*")), places),
+        "EVIDENCE": evidence(RESULTS / "evidence.csv"),
         "MIXING": mixing(RESULTS / "mixing-digits"),
         "PARTS": table(
             ["data", "clients' models", "recipe", "client", "minus the paper's"],

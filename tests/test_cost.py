@@ -37,7 +37,7 @@ def test_the_sum_is_that_of_the_docstring(known_speed):
     found = of(configured())
     client = (3 * 10 + 2 * 50) * 0.001 + (50 + 2 * 20) * 0.0001
     server = 2 * (4 * 50 * 0.001 + (50 + 4 * 20) * 0.0001)
-    assert found.clients == pytest.approx(2 * 4 * client)
+    assert found.clients == pytest.approx(4 * (2 * client + 2 * 50 * 0.001))  # and the private half of the joint end
     assert found.server == pytest.approx(2 * server)
     assert found.baseline == pytest.approx(2 * 4 * (3 * 10 * 0.001 + 20 * 0.0001))
     assert found.seconds == found.clients + found.server + found.baseline
@@ -51,6 +51,19 @@ def test_what_is_not_done_costs_nothing(known_speed):
     assert of(configured(local_baseline=False)).baseline == 0
 
 
+def test_only_a_recipe_and_models_that_end_jointly_cost_more_at_the_end(known_speed):
+    epochs = {"local_epochs": 3, "distill_epochs": 2, "server_epochs": 4}
+    forests = {"models": ["random-forest"]}
+    joint = of(configured(method=epochs)).clients
+    paper = of(configured(method={**epochs, "recipe": "paper"})).clients
+    assert joint - paper == pytest.approx(4 * 2 * 50 * 0.001)
+    joint, paper = (
+        of(configured(clients=forests, method={**epochs, "recipe": recipe})).clients
+        for recipe in ("experts+joint", "paper")
+    )
+    assert joint == paper
+
+
 def test_two_workers_share_the_time_and_need_the_memory(known_speed):
     one, two = of(configured()), of(configured(workers=2))
     assert two.clients == pytest.approx(one.clients / 2)
@@ -59,7 +72,8 @@ def test_two_workers_share_the_time_and_need_the_memory(known_speed):
 
 def test_a_model_that_is_fitted_anew_does_not_count_epochs(monkeypatch):
     monkeypatch.setattr(cost, "measure", lambda *arguments: Speed(0.001, 0.0, 1000, in_epochs=False))
-    few, many = (of(configured(method={"local_epochs": e, "distill_epochs": 2})) for e in (1, 9))
+    forests = {"models": ["random-forest"]}
+    few, many = (of(configured(clients=forests, method={"local_epochs": e, "distill_epochs": 2})) for e in (1, 9))
     assert few.clients == pytest.approx(2 * 4 * 2 * (10 + 50) * 0.001) == many.clients
 
 
