@@ -10,13 +10,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from cosmosfl.config import ExperimentConfig
+from cosmosfl.config import ExperimentConfig, TorchConfig
 from cosmosfl.data.partition import Partition, grouped_dirichlet, take_public
 from cosmosfl.data.sets import InputArray, IntArray, PublicSet
 from cosmosfl.data.sources import Source, load_source
 from cosmosfl.distillation import flip_crop
 from cosmosfl.engine.local import LocalEngine
 from cosmosfl.events import Callback
+from cosmosfl.learners import TorchLearner
 from cosmosfl.protocol import Client, ClientId
 from cosmosfl.randomness import draw_seed, stream
 from cosmosfl.run import Run
@@ -35,13 +36,18 @@ class Federation:
 def build_federation(config: ExperimentConfig) -> Federation:
     """Load the data, split it, and give every client its model. The labels of the public set end here.
 
+    The features of tables are standardised with the means and deviations of the public set, which all parties know.
+
     Raises
     ------
     ValueError
-        If the data set is not known or cannot be split as configured.
+        If the data set is not known or cannot be split as configured, or models or settings are for images only and
+        it holds tables.
     """
     source = _source(config, config.dataset.name)
+    _check_models(config, source)
     public, rest = _public_set(config, source)
+    scaled = standardisation(public.inputs)
     partition = partition_of(config, source.train_labels[rest], source.test_labels)
     settings = config.partition
     ids = [f"client-{i:0{len(str(settings.clients - 1))}d}" for i in range(settings.clients)]
@@ -53,14 +59,43 @@ def build_federation(config: ExperimentConfig) -> Federation:
         Client(
             ids[i],
             config.research_code.learner(config.clients, models[turn[i] % len(models)], initial_seed),
-            source.train_inputs[rest[partition.train[i]]],
+            scaled(source.train_inputs[rest[partition.train[i]]]),
             source.train_labels[rest[partition.train[i]]],
-            test=(source.test_inputs[partition.test[i]], source.test_labels[partition.test[i]]),
+            test=(scaled(source.test_inputs[partition.test[i]]), source.test_labels[partition.test[i]]),
         )
         for i in range(settings.clients)
     ]
     groups = None if partition.groups is None else dict(zip(ids, partition.groups, strict=True))
-    return Federation(clients, public, len(source.class_names), groups)
+    return Federation(clients, PublicSet(scaled(public.inputs)), len(source.class_names), groups)
+
+
+def _check_models(config: ExperimentConfig, source: Source) -> None:
+    """Refuse what takes images only, where there are rows of features."""
+    if source.train_inputs.ndim != 2:
+        return
+    wanted: list[tuple[str, TorchConfig, str]] = [
+        ("clients.models", config.clients, model) for model in config.clients.models
+    ]
+    if getattr(config.method, "teacher", None) is not None:
+        wanted.append(("teacher.model", config.teacher, config.teacher.model))
+    for key, training, model in wanted:
+        if training.augment != "none":
+            raise ValueError(f"{key.split('.')[0]}.augment: {source.name!r} holds tables; only images can be augmented")
+        learner = training.learner(model)
+        if isinstance(learner, TorchLearner):
+            try:
+                learner.build(source.train_inputs.shape[1:], len(source.class_names), np.random.default_rng(0))
+            except ValueError as error:
+                raise ValueError(f"{key}: {model!r}, and {source.name!r} holds tables: {error}") from error
+
+
+def standardisation(public: InputArray) -> Callable[[InputArray], InputArray]:
+    """Return what standardises features as those of public rows (m, features); images stay as they are."""
+    if public.ndim != 2:
+        return lambda inputs: inputs
+    mean, deviation = public.mean(axis=0, dtype=np.float64), public.std(axis=0, dtype=np.float64)
+    varies = deviation > 1e-6 * np.abs(public).max(axis=0)
+    return lambda inputs: np.where(varies, (inputs - mean) / np.where(varies, deviation, 1), 0).astype(np.float32)
 
 
 def partition_of(config: ExperimentConfig, train_labels: IntArray, test_labels: IntArray) -> Partition:
@@ -94,6 +129,8 @@ def _source(config: ExperimentConfig, name: str) -> Source:
     source = load_source(name, config.dataset.data_dir)
     if not config.research_code.frozen_augmentation:
         return source
+    if source.train_inputs.ndim == 2:
+        raise ValueError(f"research_code.frozen_augmentation: {name!r} holds tables; only images can be augmented")
     return replace(
         source,
         train_inputs=augmented_once(source.train_inputs, stream(config.seed, "frozen augmentation", name, "train")),

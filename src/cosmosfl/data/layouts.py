@@ -9,6 +9,8 @@ IDX           ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-.
               ``.gz``
 image folders ``train/<class>/*.png`` and ``test/<class>/*.png`` (or jpg, webp, ...); also the directory
               ``tiny-imagenet-200`` as Stanford publishes it
+tables        ``train.csv`` and ``test.csv``, also ``.csv.gz``, with a header: the column ``label``, all others
+              are features and hold numbers
 ============= =============================================================================================
 
 If there is no ``test`` split, ``valid`` (``val``, ``validation``) takes its place. Finding a layout lists files
@@ -42,6 +44,7 @@ from cosmosfl.data.splits import (
     arrow_labels,
     decode,
 )
+from cosmosfl.data.tables import SUFFIXES, TableLayout
 
 _SPLITS = {
     "train": "train",
@@ -89,7 +92,7 @@ class Layout(Protocol):
         """All files that it consists of."""
 
     def read(self, expected: Expected) -> Contents:
-        """Read the labels, and prepare to decode the images."""
+        """Read the labels, and prepare to decode the inputs."""
 
 
 def find_layout(root: Path, expected: Expected) -> Layout:
@@ -111,10 +114,13 @@ def find_layout(root: Path, expected: Expected) -> Layout:
     images = [path for path in files if path.suffix.lower() in _IMAGE_SUFFIXES]
     if images:
         return _find_folders(root, images)
+    tables = [path for path in files if path.name.lower().endswith(SUFFIXES)]
+    if tables:
+        return _find_tables(root, tables)
     raise ValueError(
         f"{root}: no data set among its {len(files):,} files; expected parquet shards "
         f"(train-*.parquet, test-*.parquet), IDX files ({prefix}...train-images-idx3-ubyte, ..., "
-        "also .gz) or image folders (train/<class>/*.png, test/<class>/*.png)"
+        "also .gz), image folders (train/<class>/*.png, test/<class>/*.png) or tables (train.csv, test.csv)"
     )
 
 
@@ -408,3 +414,20 @@ def _annotated(annotations: Path, images: Sequence[Path]) -> tuple[tuple[Path, s
         if path.name not in classes:
             raise ValueError(f"{annotations}: no line about {path.name}; expected name, tab, class")
     return tuple((path, classes[path.name]) for path in images)
+
+
+# ---- tables --------------------------------------------------------------------------------------------------
+
+
+def _find_tables(root: Path, files: Sequence[Path]) -> TableLayout:
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        split = _split_of(path.relative_to(root))
+        if split is not None:
+            splits.setdefault(split, []).append(path)
+    test = _test_split(splits, root, "tables")
+    for name in ("train", test):
+        if len(splits[name]) > 1:
+            several = ", ".join(str(path.relative_to(root)) for path in splits[name])
+            raise ValueError(f"{root}: several {name} tables ({several}); expected one")
+    return TableLayout(splits["train"][0], splits[test][0])

@@ -43,7 +43,8 @@ class Source:
     name
         What it is called in configurations and results.
     train_inputs, test_inputs
-        Images (n, channels, height, width), uint8. They may be read-only maps of files; an index makes a copy.
+        Images (n, channels, height, width), uint8, or rows of numbers (n, features), float32. They may be read-only
+        maps of files; an index makes a copy.
     train_labels, test_labels
         Class indices (n,).
     class_names
@@ -413,9 +414,9 @@ def _blocks(contents: Contents, name: str, entry: SourceEntry | None, where: str
         found = train.shape, len(names), len(train_labels), len(test_labels)
         _check_known(name, entry, where, found)
     return {
-        "train_inputs": Blocks((len(train_labels), *train.shape), np.uint8, train.blocks()),
+        "train_inputs": Blocks((len(train_labels), *train.shape), train.dtype, train.blocks()),
         "train_labels": Blocks.of(train_labels),
-        "test_inputs": Blocks((len(test_labels), *test.shape), np.uint8, test.blocks()),
+        "test_inputs": Blocks((len(test_labels), *test.shape), test.dtype, test.blocks()),
         "test_labels": Blocks.of(test_labels),
         "class_names": Blocks.of(np.array(names, dtype=np.str_)),
     }

@@ -1,4 +1,4 @@
-"""A training and a test split that are not decoded yet: labels at once, images in blocks."""
+"""A training and a test split that are not decoded yet: labels at once, inputs in blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cosmosfl.data.images import ByteArray, has_colour, open_image, pixels, stack
-from cosmosfl.data.sets import IntArray
+from cosmosfl.data.sets import InputArray, IntArray
 
 BATCH = 256
 """Images in a block: enough to be fast, few enough to be small in memory."""
@@ -28,11 +28,15 @@ class Labels(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labels (n,), the shape (channels, height, width) of an image, and what decodes the images in blocks."""
+    """Labels (n,), the shape of an input, and what decodes the inputs in blocks of this type.
+
+    The shape is (channels, height, width) of an image, or (features,) of a row.
+    """
 
     labels: Labels
     shape: tuple[int, ...]
-    blocks: Callable[[], Iterator[ByteArray]]
+    blocks: Callable[[], Iterator[InputArray]]
+    dtype: npt.DTypeLike = np.uint8
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +176,7 @@ def _check(name: str, values: npt.NDArray[Any]) -> None:
     if values.ndim != 1 or values.dtype.kind not in "iuU":
         raise ValueError(
             f"{name}: labels of type {values.dtype} and shape {values.shape}; expected one whole "
-            "number or word for each image"
+            "number or word for each sample"
         )
 
 
