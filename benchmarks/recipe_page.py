@@ -1,6 +1,7 @@
 """Write docs/recipe.md and its picture from recipe_page.md and what lies under results/.
 
-honest-* for the comparison, recipes and recipes-mlp for the parts, control-*, mixing-digits, full-size, evidence.csv.
+honest-* for the comparison, held-out-* for the same on other data, recipes and recipes-mlp for the parts, control-*,
+mixing-digits, full-size, evidence.csv.
 
 All tables and the counted sentences are computed.
 
@@ -28,7 +29,15 @@ from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parent.parent
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
-DATA = {"digits": "digits", "fashion-mnist": "Fashion-MNIST", "emnist47": "emnist47", "cifar100": "CIFAR-100"}
+DATA = {
+    "digits": "digits",
+    "fashion-mnist": "Fashion-MNIST",
+    "emnist47": "emnist47",
+    "cifar100": "CIFAR-100",
+    "mnist": "MNIST",
+    "letters": "letters",
+    "landsat": "Landsat",
+}
 FAR_BELOW = ("fedct", "dsfl")
 """Far below local training: in the tables, not in the picture."""
 SEEDS = (0, 1, 2)
@@ -68,6 +77,12 @@ def read(directories: Iterable[Path]) -> Places:
     return found
 
 
+def in_order(places: Places) -> Places:
+    """Sort places by data set, models and alpha."""
+    order = list(DATA)
+    return dict(sorted(places.items(), key=lambda item: (order.index(item[0].data), item[0].models, item[0].alpha)))
+
+
 def means(seeds: dict[int, dict[str, float]]) -> list[float]:
     """Return the mean over clients of each seed; the same seeds for all methods, for they are compared in pairs."""
     assert sorted(seeds) == list(SEEDS), f"seeds {sorted(seeds)}; expected {SEEDS}"
@@ -77,7 +92,7 @@ def means(seeds: dict[int, dict[str, float]]) -> list[float]:
 def row(place: Place, methods: Methods) -> list[str]:
     """Return the cells of the table of accuracies."""
     best = max(np.mean(means(seeds)) for seeds in methods.values())
-    cells = [f"{DATA[place.data]}", place.models.replace("+", " and "), f"{place.alpha:g}"]
+    cells = [f"{DATA[place.data]}", place.models.replace("+", ", "), f"{place.alpha:g}"]
     for name in METHODS:
         text = ""
         if name in methods:
@@ -98,7 +113,7 @@ def tests(methods: Methods) -> dict[str, tuple[PairedTest, float]]:
 def effects(place: Place, methods: Methods) -> list[str]:
     """Return the cells of the table of differences: ours minus each, with Holm's correction over the row."""
     found = tests(methods)
-    cells = [f"{DATA[place.data]}", place.models.replace("+", " and "), f"{place.alpha:g}"]
+    cells = [f"{DATA[place.data]}", place.models.replace("+", ", "), f"{place.alpha:g}"]
     for name in METHODS[1:]:
         if name in found:
             test, p = found[name]
@@ -108,13 +123,15 @@ def effects(place: Place, methods: Methods) -> list[str]:
     return cells
 
 
+def first(places: Places) -> int:
+    """Return at how many places ours has the highest mean."""
+    best = [max(methods, key=lambda name: np.mean(means(methods[name]))) for methods in places.values()]
+    return best.count(OURS)
+
+
 def verdict(places: Places) -> str:
     """Return what the tables say, counted."""
-    first = sum(
-        max(methods, key=lambda name, methods=methods: np.mean(means(methods[name]))) == OURS
-        for methods in places.values()
-    )
-    lines = [f"- Ours has the highest mean at {first} of {len(places)} places of the grid."]
+    lines = [f"- Ours has the highest mean at {first(places)} of {len(places)} places of the grid."]
     for name in METHODS[1:]:
         better = worse = total = 0
         for methods in places.values():
@@ -137,16 +154,33 @@ def verdict(places: Places) -> str:
     return "\n".join(lines)
 
 
+def held_out(places: Places) -> str:
+    """Return both tables of data that nothing was chosen on, and how many clients end below local training."""
+    where = ["data", "clients' models", "α"]
+    below = "; ".join(
+        f"{title} {losers(places, None, name)}"
+        for name, title in ((OURS, "ours"), (PAPER, "the paper's recipe"), ("comet", "COMET"), ("fedmd", "FedMD"))
+    )
+    return "\n\n".join(
+        [
+            f"Ours has the highest mean at {first(places)} of {len(places)}.",
+            table([*where, *METHODS], [row(*item) for item in places.items()], 2),
+            table([*where, *METHODS[1:]], [effects(*item) for item in places.items()], 2),
+            f"Clients that end with less than they would have alone: {below}.",
+        ]
+    )
+
+
 def over_places(own: Sequence[Methods], name: str) -> list[float]:
     """Return for each seed the mean over places."""
     return [float(value) for value in np.mean([means(methods[name]) for methods in own], axis=0)]
 
 
-def losers(places: Places, data: str, name: str) -> str:
-    """Return how many clients end below what they have alone."""
+def losers(places: Places, data: str | None, name: str) -> str:
+    """Return how many clients end below what they have alone, on one data set or all."""
     worse = total = 0
     for place, methods in places.items():
-        if place.data != data or name not in methods or "local" not in methods:
+        if data not in (None, place.data) or name not in methods or "local" not in methods:
             continue
         for seed, clients in methods[name].items():
             alone = methods["local"][seed]
@@ -176,7 +210,7 @@ def part_rows(directories: Iterable[Path]) -> list[list[str]]:
                 test = paired_t_test(values, means(methods[PAPER]))
                 cell = f"{interval(test)}, p = {test.p:.2g}"
             text = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-            rows.append([DATA[place.data], place.models.replace("+", " and "), name, text, cell])
+            rows.append([DATA[place.data], place.models.replace("+", ", "), name, text, cell])
     return rows
 
 
@@ -206,7 +240,7 @@ def control(directories: Iterable[Path], places: Places) -> str:
                 test = paired_t_test(means(places[place][OURS]), means(seeds))
                 rows.append(
                     [
-                        *(DATA[place.data], place.models.replace("+", " and "), name),
+                        *(DATA[place.data], place.models.replace("+", ", "), name),
                         f"{np.mean(means(places[place][name])):.1f}",
                         f"{np.mean(means(seeds)):.1f} ({epochs})",
                         interval(test),
@@ -279,9 +313,7 @@ def picture(places: Places, path: Path) -> None:
 
 def main() -> None:
     """Write the page."""
-    places = read(sorted(RESULTS.glob("honest-*")))
-    order = {name: n for n, name in enumerate(DATA)}
-    places = dict(sorted(places.items(), key=lambda item: (order[item[0].data], item[0].models, item[0].alpha)))
+    places, others = (in_order(read(sorted(RESULTS.glob(f"{name}-*")))) for name in ("honest", "held-out"))
     picture(places, DOCS / "images" / "recipe.png")
     text = (Path(__file__).parent / "recipe_page.md").read_text(encoding="utf-8")
     where = ["data", "clients' models", "α"]
@@ -289,6 +321,7 @@ def main() -> None:
         "ACCURACIES": table([*where, *METHODS], [row(*item) for item in places.items()], 2),
         "EFFECTS": table([*where, *METHODS[1:]], [effects(*item) for item in places.items()], 2),
         "CONTROL": control(sorted(RESULTS.glob("control-*")), places),
+        "HELD_OUT": held_out(others),
         "EVIDENCE": evidence(RESULTS / "evidence.csv"),
         "MIXING": mixing(RESULTS / "mixing-digits"),
         "PARTS": table(

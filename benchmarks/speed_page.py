@@ -41,8 +41,8 @@ sample of the model in question,
 
 Rounds count the first one too. Tests are predictions as well: every client's model at two moments, and every cluster
 model on every test set, which is the part that grows with N·K. Methods other than COSMOS say what they train on and
-send (`Method.training_samples`, `ending_samples`, `message_bytes`); with a joint end COSMOS trains on D·m private
-samples more at each client, once. `cosmosfl run --dry-run` times a few steps of each model on the
+send (`Method.training_samples`, `message_bytes`); with a joint end, COSMOS trains on private batches beside the public
+ones of the last distillation. `cosmosfl run --dry-run` times a few steps of each model on the
 machine at hand, fills in the formula and prints the result before anything is spent. It does not count the start of
 worker processes, some seconds, which is why it is far below what the demonstration takes.
 """

@@ -37,7 +37,7 @@ def test_the_sum_is_that_of_the_docstring(known_speed):
     found = of(configured())
     client = (3 * 10 + 2 * 50) * 0.001 + (50 + 2 * 20) * 0.0001
     server = 2 * (4 * 50 * 0.001 + (50 + 4 * 20) * 0.0001)
-    assert found.clients == pytest.approx(4 * (2 * client + 2 * 50 * 0.001))  # and the private half of the joint end
+    assert found.clients == pytest.approx(4 * (2 * client + 4 * 10 * 0.001))  # and 4 joint epochs: one per public batch
     assert found.server == pytest.approx(2 * server)
     assert found.baseline == pytest.approx(2 * 4 * (3 * 10 * 0.001 + 20 * 0.0001))
     assert found.seconds == found.clients + found.server + found.baseline
@@ -56,7 +56,7 @@ def test_only_a_recipe_and_models_that_end_jointly_cost_more_at_the_end(known_sp
     forests = {"models": ["random-forest"]}
     joint = of(configured(method=epochs)).clients
     paper = of(configured(method={**epochs, "recipe": "paper"})).clients
-    assert joint - paper == pytest.approx(4 * 2 * 50 * 0.001)
+    assert joint - paper == pytest.approx(4 * 4 * 10 * 0.001)
     joint, paper = (
         of(configured(clients=forests, method={**epochs, "recipe": recipe})).clients
         for recipe in ("experts+joint", "paper")

@@ -265,3 +265,20 @@ def test_a_joint_fit_goes_through_the_public_set_as_often_as_told_and_its_rate_f
 @pytest.mark.parametrize(("n", "size"), [(1, 4), (2, 4), (4, 4), (5, 4), (6, 4), (9, 4), (3, 1), (33, 32)])
 def test_batches_are_counted_as_they_are_drawn(n, size):
     assert n_batches(n, size) == len(list(batches(n, size, np.random.default_rng(0))))
+
+
+@pytest.mark.parametrize(("n", "m", "epochs"), [(40, 430, 5), (2000, 200, 1), (15, 430, 5), (1, 33, 2)])
+def test_a_joint_fit_says_how_many_samples_its_steps_see(n, m, epochs):
+    seen = []
+
+    def model(input_shape, n_classes):
+        module = nn.Linear(input_shape[0], n_classes)
+        module.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])) if module.training else None)
+        return module
+
+    learner = TorchLearner(model)
+    rng = np.random.default_rng(0)
+    inputs, public = rng.normal(size=(n, 3)).astype(np.float32), rng.normal(size=(m, 3)).astype(np.float32)
+    soft = np.full((m, 2), 0.5, np.float32)
+    learner.fit_jointly(inputs, np.arange(n) % 2, public, soft, n_classes=2, epochs=epochs, rng=rng)
+    assert learner.joint_samples(n, m, epochs) == pytest.approx(sum(seen), rel=0.05)

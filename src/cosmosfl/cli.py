@@ -101,7 +101,7 @@ def run(
     """
     with errors_in_one_line():
         from cosmosfl.console import LiveProgress, outcome_table
-        from cosmosfl.experiment import build_federation, run_experiment
+        from cosmosfl.experiment import build_federation, check_models, run_experiment
         from cosmosfl.store import RunDirectory
 
         options = {
@@ -116,6 +116,7 @@ def run(
         }
         resolved = _resolve(options, set, config, preset)
         federation = build_federation(resolved)
+        check_models(resolved, federation)
         if dry_run:
             from cosmosfl.console import cost_table
             from cosmosfl.cost import estimate

@@ -64,7 +64,7 @@ class DatasetConfig(Section):
     data_dir
         Where data sets are looked for; by default the environment variable ``COSMOSFL_DATA``.
     public
-        Another data set, whose training images become the public set; by default a part of `name`.
+        Another data set, whose training inputs become the public set; by default a part of `name`.
     public_fraction
         The fraction of every class of the training data that is set aside as the public set. Without effect if
         `public` is given.

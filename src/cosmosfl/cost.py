@@ -7,10 +7,11 @@ those for D epochs; a round of the server is training on them for S epochs and p
                         + K·m·(S·t_train + t_predict) / min(workers, K))
 
 where the t, seconds per sample, are measured here, for each kind of model, on samples of the federation itself; a
-method that trains on something else says so (`Method.training_samples`, and `ending_samples` for what comes on top when
-it ends). Tests are predictions too: of each client's model at two moments, and of every cluster model. The baseline is
-the E·n alone. Not counted: the start of processes, the search for neighbours with which a recipe of COSMOS begins, and
-what a centralized reference does at its server beyond one model.
+method that trains on something else says so (`Method.training_samples`). Where COSMOS ends jointly, the D·m of a torch
+model's last distillation become `cosmosfl.TorchLearner.joint_samples`. Tests are predictions too: of each client's
+model at two moments, and of every cluster model. The baseline is the E·n alone. Not counted: the start of processes,
+the search for neighbours with which a recipe of COSMOS begins, and what a centralized reference does at its server
+beyond one model.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from cosmosfl.config import ExperimentConfig
 from cosmosfl.data.sets import InputArray
 from cosmosfl.engine.pool import n_workers
 from cosmosfl.experiment import Federation
+from cosmosfl.learners import TorchLearner
 from cosmosfl.learners.refit import RefitLearner
+from cosmosfl.methods.cosmos import Cosmos
 from cosmosfl.methods.local import Local
 from cosmosfl.methods.predictions import LARGE, PredictionMethod
-from cosmosfl.protocol import Client, JointLearner, Learner, Method
+from cosmosfl.protocol import Client, Learner, Method
 from cosmosfl.threads import Threads
 
 PROBE = 64
@@ -115,11 +118,14 @@ def estimate(config: ExperimentConfig, federation: Federation) -> Cost:
     workers = n_workers(config.workers, len(clients))
     tests = sum(len(client.test) for client in clients if client.test is not None)
     own = sum(_round(speeds[repr(c.learner)], c, method, m) for c in clients)
-    at_the_end = sum(
-        method.ending_samples(len(c.private), m) * speeds[repr(c.learner)].train
-        for c in clients
-        if isinstance(c.learner, JointLearner)
-    )
+    at_the_end = 0.0
+    if isinstance(method, Cosmos) and method.ends_jointly:
+        D = method.distill_epochs
+        at_the_end = sum(
+            (c.learner.joint_samples(len(c.private), m, D) - D * m) * speeds[repr(c.learner)].train
+            for c in clients
+            if isinstance(c.learner, TorchLearner)
+        )
     server = 0.0
     if "server" in speeds:
         speed = speeds["server"]

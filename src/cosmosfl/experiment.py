@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,9 @@ from cosmosfl.protocol import Client, ClientId
 from cosmosfl.randomness import draw_seed, stream
 from cosmosfl.run import Run
 
+LARGEST_RATIO = 100
+"""Of the standard deviations of two features, for torch models."""
+
 
 @dataclass(frozen=True, eq=False)
 class Federation:
@@ -36,18 +40,13 @@ class Federation:
 def build_federation(config: ExperimentConfig) -> Federation:
     """Load the data, split it, and give every client its model. The labels of the public set end here.
 
-    The features of tables are standardised with the means and deviations of the public set, which all parties know.
-
     Raises
     ------
     ValueError
-        If the data set is not known or cannot be split as configured, or models or settings are for images only and
-        it holds tables.
+        If the data set is not known or cannot be split as configured.
     """
     source = _source(config, config.dataset.name)
-    _check_models(config, source)
     public, rest = _public_set(config, source)
-    scaled = standardisation(public.inputs)
     partition = partition_of(config, source.train_labels[rest], source.test_labels)
     settings = config.partition
     ids = [f"client-{i:0{len(str(settings.clients - 1))}d}" for i in range(settings.clients)]
@@ -59,20 +58,35 @@ def build_federation(config: ExperimentConfig) -> Federation:
         Client(
             ids[i],
             config.research_code.learner(config.clients, models[turn[i] % len(models)], initial_seed),
-            scaled(source.train_inputs[rest[partition.train[i]]]),
+            source.train_inputs[rest[partition.train[i]]],
             source.train_labels[rest[partition.train[i]]],
-            test=(scaled(source.test_inputs[partition.test[i]]), source.test_labels[partition.test[i]]),
+            test=(source.test_inputs[partition.test[i]], source.test_labels[partition.test[i]]),
         )
         for i in range(settings.clients)
     ]
     groups = None if partition.groups is None else dict(zip(ids, partition.groups, strict=True))
-    return Federation(clients, PublicSet(scaled(public.inputs)), len(source.class_names), groups)
+    return Federation(clients, public, len(source.class_names), groups)
 
 
-def _check_models(config: ExperimentConfig, source: Source) -> None:
-    """Refuse what takes images only, where there are rows of features."""
-    if source.train_inputs.ndim != 2:
+def check_models(config: ExperimentConfig, federation: Federation) -> None:
+    """Refuse models and settings for images where inputs are rows of features, and warn of features torch suffers from.
+
+    Raises
+    ------
+    ValueError
+        That names the key.
+    """
+    shape = federation.public.inputs.shape[1:]
+    if len(shape) != 1:
         return
+    deviations = federation.public.inputs.std(axis=0, dtype=np.float64)
+    low, high = min(deviations[deviations > 0], default=1.0), deviations.max()
+    if high > LARGEST_RATIO * low and any(isinstance(client.learner, TorchLearner) for client in federation.clients):
+        warnings.warn(
+            f"the standard deviations of the features of {config.dataset.name!r} go from {low:.3g} to {high:.3g}, and "
+            "torch models learn badly from such: standardise the columns of the table",
+            stacklevel=2,
+        )
     wanted: list[tuple[str, TorchConfig, str]] = [
         ("clients.models", config.clients, model) for model in config.clients.models
     ]
@@ -80,22 +94,16 @@ def _check_models(config: ExperimentConfig, source: Source) -> None:
         wanted.append(("teacher.model", config.teacher, config.teacher.model))
     for key, training, model in wanted:
         if training.augment != "none":
-            raise ValueError(f"{key.split('.')[0]}.augment: {source.name!r} holds tables; only images can be augmented")
+            raise ValueError(
+                f"{key.split('.')[0]}.augment: {training.augment!r}, and {config.dataset.name!r} holds tables; only "
+                "images can be augmented"
+            )
         learner = training.learner(model)
         if isinstance(learner, TorchLearner):
             try:
-                learner.build(source.train_inputs.shape[1:], len(source.class_names), np.random.default_rng(0))
-            except ValueError as error:
-                raise ValueError(f"{key}: {model!r}, and {source.name!r} holds tables: {error}") from error
-
-
-def standardisation(public: InputArray) -> Callable[[InputArray], InputArray]:
-    """Return what standardises features as those of public rows (m, features); images stay as they are."""
-    if public.ndim != 2:
-        return lambda inputs: inputs
-    mean, deviation = public.mean(axis=0, dtype=np.float64), public.std(axis=0, dtype=np.float64)
-    varies = deviation > 1e-6 * np.abs(public).max(axis=0)
-    return lambda inputs: np.where(varies, (inputs - mean) / np.where(varies, deviation, 1), 0).astype(np.float32)
+                learner.build(shape, federation.n_classes, np.random.default_rng(0))
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(f"{key}: {model!r}, and {config.dataset.name!r} holds tables: {error}") from error
 
 
 def partition_of(config: ExperimentConfig, train_labels: IntArray, test_labels: IntArray) -> Partition:
@@ -152,17 +160,26 @@ def _public_set(config: ExperimentConfig, source: Source) -> tuple[PublicSet, In
     """Return the public set, whose labels end here, and the indices of the training samples that are left."""
     settings, rng = config.dataset, stream(config.seed, "public set")
     if settings.public is None:
-        images = source.train_inputs
+        inputs = source.train_inputs
         public, rest = take_public(source.train_labels, settings.public_fraction, rng)
     else:
-        images = _source(config, settings.public).train_inputs
-        if images.shape[1:] != source.train_inputs.shape[1:]:
+        other = _source(config, settings.public)
+        inputs = other.train_inputs
+        if inputs.shape[1:] != source.train_inputs.shape[1:]:
             raise ValueError(
-                f"dataset.public: images of {settings.public!r} have the shape {images.shape[1:]}; expected "
+                f"dataset.public: inputs of {settings.public!r} have the shape {inputs.shape[1:]}; expected "
                 f"{source.train_inputs.shape[1:]}, as in {settings.name!r}"
             )
-        public, rest = rng.permutation(len(images)), np.arange(len(source.train_labels))
-    return PublicSet(images[public[: _limit(settings.public_samples)]]), rest
+        if source.feature_names is not None and other.feature_names is not None:
+            differ = sorted(set(source.feature_names) ^ set(other.feature_names))
+            if differ:
+                raise ValueError(
+                    f"dataset.public: {', '.join(map(repr, differ[:8]))} are columns of one of {settings.public!r} and "
+                    f"{settings.name!r} only; expected the same columns"
+                )
+            inputs = inputs[:, [other.feature_names.index(name) for name in source.feature_names]]
+        public, rest = rng.permutation(len(inputs)), np.arange(len(source.train_labels))
+    return PublicSet(inputs[public[: _limit(settings.public_samples)]]), rest
 
 
 def run_experiment(
@@ -180,6 +197,7 @@ def run_experiment(
         Called with every event.
     """
     federation = federation or build_federation(config)
+    check_models(config, federation)
     engine = LocalEngine(callbacks, workers=config.workers, threads=config.threads)
     run = engine.run(
         config.method,

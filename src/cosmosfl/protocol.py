@@ -525,10 +525,6 @@ class Method(BaseModel, ABC):
         """
         return self.local_epochs * private
 
-    def ending_samples(self, private: int, public: int) -> int:
-        """Return how many more they see when it ends, of a client that is a `JointLearner`; as `training_samples`."""
-        return 0
-
     def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
         """Return the size of a client's answer, and of the server's to it, for `cosmosfl.cost`.
 

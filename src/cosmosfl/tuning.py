@@ -33,7 +33,7 @@ import tomli_w
 from cosmosfl.config import ConfigError, ExperimentConfig, parse_assignments
 from cosmosfl.data.sets import IntArray
 from cosmosfl.events import Event
-from cosmosfl.experiment import Federation, build_federation, run_experiment
+from cosmosfl.experiment import Federation, build_federation, check_models, run_experiment
 from cosmosfl.layers import NOT_DECIDING, Layer, check_method_keys, choose_methods, flat, for_method
 from cosmosfl.learners.torch import TorchLearner
 from cosmosfl.methods import METHODS
@@ -200,6 +200,7 @@ def plan_search(
     left_out = []
     for name in chosen:
         try:
+            check_models(configs[name], federation)
             _check_applicable(configs[name], federation)
         except NotApplicableError as error:
             left_out.append(NotTuned(name, str(error)))

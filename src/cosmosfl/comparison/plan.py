@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cosmosfl.comparison.grid import Cell, Grid, GridError, Labels, axis_titles
 from cosmosfl.config import ExperimentConfig
-from cosmosfl.experiment import build_federation
+from cosmosfl.experiment import build_federation, check_models
 from cosmosfl.protocol import NotApplicableError
 
 
@@ -63,9 +63,12 @@ def make_plan(grid: Grid, progress: Callable[[int, int], None] | None = None) ->
             continue
         for cell in sharing:
             try:
+                check_models(cell.config, federation)
                 cell.config.method.prepare(federation.clients)
             except NotApplicableError as error:
                 reasons[cell.name] = str(error)
+            except ValueError as error:
+                broken.setdefault(str(error), []).append(cell.name)
     if broken:
         raise GridError("; ".join(f"{message} (as in cell {names[0]})" for message, names in broken.items()))
     left_out = _grouped([cell for cell in cells if cell.name in reasons], reasons)

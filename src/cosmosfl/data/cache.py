@@ -95,7 +95,7 @@ def cached(label: str, key: Sequence[object], state: str, names: Sequence[str], 
             return _open(place, names)
     except _CannotWriteError as error:
         warnings.warn(
-            f"the cache cannot be written ({error}); the images of {label!r} are kept in memory and "
+            f"the cache cannot be written ({error}); the inputs of {label!r} are kept in memory and "
             "decoded again next time; set COSMOSFL_CACHE to a directory that can",
             stacklevel=2,
         )

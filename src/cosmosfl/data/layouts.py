@@ -9,8 +9,9 @@ IDX           ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-.
               ``.gz``
 image folders ``train/<class>/*.png`` and ``test/<class>/*.png`` (or jpg, webp, ...); also the directory
               ``tiny-imagenet-200`` as Stanford publishes it
-tables        ``train.csv`` and ``test.csv``, also ``.csv.gz``, with a header: the column ``label``, all others
-              are features and hold numbers
+tables        ``train.csv`` and ``test.csv``, also ``.csv.gz``, in UTF-8 with a header: the column ``label``
+              holds words or whole numbers, all others are features and hold numbers, which are taken as
+              they are (in single precision)
 ============= =============================================================================================
 
 If there is no ``test`` split, ``valid`` (``val``, ``validation``) takes its place. Finding a layout lists files
@@ -104,17 +105,18 @@ def find_layout(root: Path, expected: Expected) -> Layout:
         If there is none, or a split is missing.
     """
     files = _list(root)
+    tables = [path for path in files if path.name.lower().endswith(SUFFIXES)]
+    is_table = any(_split_of(path.relative_to(root)) == "train" for path in tables)
     parquet = [path for path in files if path.suffix == ".parquet"]
-    if parquet:
+    if any(_split_of(path.relative_to(root)) for path in parquet) or (parquet and not is_table):
         return _find_parquet(root, parquet)
     prefix = expected.idx_prefix
     idx = [path for path in files if _IDX_NAME.fullmatch(path.name) and path.name.startswith(prefix)]
     if idx:
         return _find_idx(root, idx)
     images = [path for path in files if path.suffix.lower() in _IMAGE_SUFFIXES]
-    if images:
+    if any(path.relative_to(root).parts[0].lower() in _SPLITS for path in images) or (images and not is_table):
         return _find_folders(root, images)
-    tables = [path for path in files if path.name.lower().endswith(SUFFIXES)]
     if tables:
         return _find_tables(root, tables)
     raise ValueError(
@@ -421,9 +423,11 @@ def _annotated(annotations: Path, images: Sequence[Path]) -> tuple[tuple[Path, s
 
 def _find_tables(root: Path, files: Sequence[Path]) -> TableLayout:
     splits: dict[str, list[Path]] = {}
+    plain = {path.with_name(path.name.lower()) for path in files}
     for path in files:
         split = _split_of(path.relative_to(root))
-        if split is not None:
+        packed_twin = path.suffix.lower() == ".gz" and path.with_name(path.stem.lower()) in plain
+        if split is not None and not packed_twin:
             splits.setdefault(split, []).append(path)
     test = _test_split(splits, root, "tables")
     for name in ("train", test):

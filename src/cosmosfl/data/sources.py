@@ -25,12 +25,14 @@ from cosmosfl.data.images import as_images, optional
 from cosmosfl.data.layouts import Expected, find_layout
 from cosmosfl.data.sets import InputArray, IntArray, check_labels
 from cosmosfl.data.splits import Contents, Labels, index_labels
+from cosmosfl.data.tables import TableLayout
 from cosmosfl.naming import unknown
 from cosmosfl.randomness import stream
 
 PathLike = str | os.PathLike[str]
 
 _ARRAYS = ("train_inputs", "train_labels", "test_inputs", "test_labels", "class_names")
+_FEATURES = "feature_names"  # of tables, beside these
 _HUB_STATE = "hub"  # what is on the hub does not change under its name
 
 
@@ -49,6 +51,8 @@ class Source:
         Class indices (n,).
     class_names
         One name per class.
+    feature_names
+        Of tables, one name per column.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Source:
     test_inputs: InputArray
     test_labels: IntArray
     class_names: tuple[str, ...]
+    feature_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -398,7 +403,8 @@ def _load_directory(directory: Path, name: str, entry: SourceEntry | None) -> So
         return _blocks(layout.read(expected), name, entry, str(root))
 
     key = (root, name if entry is not None else None, expected)
-    return _source(name, cached(name, key, fingerprint(layout.files), _ARRAYS, build))
+    names = (*_ARRAYS, _FEATURES) if isinstance(layout, TableLayout) else _ARRAYS
+    return _source(name, cached(name, key, fingerprint(layout.files), names, build))
 
 
 def _blocks(contents: Contents, name: str, entry: SourceEntry | None, where: str) -> Mapping[str, Blocks]:
@@ -413,7 +419,9 @@ def _blocks(contents: Contents, name: str, entry: SourceEntry | None, where: str
     if entry is not None:
         found = train.shape, len(names), len(train_labels), len(test_labels)
         _check_known(name, entry, where, found)
+    features = contents.feature_names
     return {
+        **({} if features is None else {_FEATURES: Blocks.of(np.array(features, dtype=np.str_))}),
         "train_inputs": Blocks((len(train_labels), *train.shape), train.dtype, train.blocks()),
         "train_labels": Blocks.of(train_labels),
         "test_inputs": Blocks((len(test_labels), *test.shape), test.dtype, test.blocks()),
@@ -430,13 +438,14 @@ def _source(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Source:
         arrays["test_inputs"],
         np.array(arrays["test_labels"], np.int64),
         tuple(arrays["class_names"].tolist()),
+        tuple(arrays[_FEATURES].tolist()) if _FEATURES in arrays else None,
     )
 
 
 def _check_shapes(name: str, train: Sequence[int], test: Sequence[int]) -> None:
     if tuple(train) != tuple(test):
         raise ValueError(
-            f"{name}: training images of shape {tuple(train)}, test images {tuple(test)}; expected one shape"
+            f"{name}: training inputs of shape {tuple(train)}, test inputs {tuple(test)}; expected one shape"
         )
 
 

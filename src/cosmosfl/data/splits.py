@@ -41,11 +41,12 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """A training and a test split, and the class names if the files hold them."""
+    """A training and a test split, the class names if the files hold them, and the names of features of tables."""
 
     train: Split
     test: Split
     class_names: tuple[str, ...] | None
+    feature_names: tuple[str, ...] | None = None
 
 
 class Encoded(Protocol):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -47,7 +49,7 @@ class TableLayout:
         if not features:
             raise ValueError(f"{self.train}: a column of labels and no other; expected features")
         train, test = (_split(path, column, features) for path in self.files)
-        return Contents(train, test, None)
+        return Contents(train, test, None, tuple(features))
 
 
 def _split(path: Path, column: str, features: Sequence[str]) -> Split:
@@ -62,7 +64,7 @@ def _split(path: Path, column: str, features: Sequence[str]) -> Split:
     for line, row in _rows(path, len(names)):
         if not row[at]:
             raise ValueError(f"{path}, line {line}: no label; expected one in every row")
-        labels.append(row[at])
+        labels.append(_label(row[at]))
 
     def blocks() -> Iterator[FloatArray]:
         block: list[list[float]] = []
@@ -97,15 +99,34 @@ def _rows(path: Path, width: int) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, [cell.strip() for cell in row]
 
 
-def _opened(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    """Open a table; what is said about a broken one becomes an error that names it."""
+    packed = path.suffix.lower() == ".gz"
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if packed
+            else path.open(encoding="utf-8-sig", newline="") as file
+        ):
+            yield file
+    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        what = "gzip-compressed table in UTF-8" if packed else "table in UTF-8"
+        raise ValueError(f"{path}: not a readable {what} ({error})") from error
+
+
+def _label(cell: str) -> str:
+    """Return a label as it is, but whole numbers in one way, for some programs write 1 as 1.0."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return cell
+    return str(int(value)) if math.isfinite(value) and value == int(value) else cell
 
 
 def _number(cell: str, path: Path, line: int, column: str) -> float:
     try:
-        value = float(cell)
+        value = math.nan if "_" in cell else float(cell)  # Python reads 1_000
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or abs(value) > LARGEST:

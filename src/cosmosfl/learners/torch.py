@@ -286,16 +286,25 @@ class TorchLearner:
             Of the public set. The private set is gone through as often as its batches are needed, at least once.
         """
         public_rng, rng = rng.spawn(2)
-        steps = epochs * n_batches(len(public), self.batch_size)
         self.fit(
             inputs,
             labels,
             n_classes=n_classes,
-            epochs=max(1, round(steps / n_batches(len(inputs), self.batch_size))),
+            epochs=self._joint_epochs(len(inputs), len(public), epochs),
             rng=rng,
             penalty=CoDistillation(self, public, np.asarray(probabilities, np.float32), public_rng),
             schedule=cosine,
         )
+
+    def _joint_epochs(self, private: int, public: int, epochs: int) -> int:
+        """Return how often `fit_jointly` goes through the private set."""
+        return max(1, round(epochs * n_batches(public, self.batch_size) / n_batches(private, self.batch_size)))
+
+    def joint_samples(self, private: int, public: int, epochs: int) -> int:
+        """Return how many samples, private and public ones, the steps of `fit_jointly` see with sets of these sizes."""
+        own = self._joint_epochs(private, public, epochs)
+        steps = own * n_batches(private, self.batch_size)
+        return own * private + round(steps * public / n_batches(public, self.batch_size))
 
     def predict_proba(self, inputs: InputArray, *, batch_size: int = 1024) -> FloatArray:
         """Return class probabilities (n, C), float32."""

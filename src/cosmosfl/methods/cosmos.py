@@ -120,10 +120,6 @@ class Cosmos(PredictionMethod):
         """Return the recipe without experts: what a client does that does not say how well it knows public samples."""
         return self.model_copy(update={"recipe": "joint" if self.ends_jointly else "paper"})
 
-    def ending_samples(self, private: int, public: int) -> int:
-        """Return those of the private batches beside the public ones."""
-        return self.distill_epochs * public if self.ends_jointly else 0
-
     def message_bytes(self, public: int, n_classes: int, weights: int) -> int:
         """Return those of single-precision probabilities, and of the log density ratios if they are sent."""
         return 4 * public * (n_classes + self.has_experts)
