@@ -83,7 +83,7 @@ def test_the_public_set_can_be_another_data_set(monkeypatch):
     assert set(fingerprints(built.public.inputs)) == set(fingerprints(sources["theirs"].train_inputs))
     assert sum(len(c.private) for c in built.clients) == 60  # nothing is set aside
     with pytest.raises(
-        ValueError, match=r"dataset.public: images of 'large' have the shape \(1, 9, 9\); expected \(1, 8, 8\)"
+        ValueError, match=r"dataset.public: inputs of 'large' have the shape \(1, 9, 9\); expected \(1, 8, 8\)"
     ):
         federation(dataset={"name": "ours", "public": "large"}, partition=partition, clients=clients)
 

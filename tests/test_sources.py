@@ -617,7 +617,7 @@ def test_processes_that_race_get_the_same(own):
 def test_a_cache_that_cannot_be_written(own, tmp_path, monkeypatch):
     (tmp_path / "in the way").write_text("")
     monkeypatch.setenv("COSMOSFL_CACHE", str(tmp_path / "in the way" / "cache"))
-    with pytest.warns(UserWarning, match=r"the cache cannot be written .* images of 'own' are kept in memory"):
+    with pytest.warns(UserWarning, match=r"the cache cannot be written .* inputs of 'own' are kept in memory"):
         source = load_source(own)
     check(source, made(7), made(4, seed=1))
     assert not source.train_inputs.flags.writeable
@@ -674,7 +674,7 @@ def test_words_in_arrays():
         ({"train_inputs": np.full((6, 5, 4), np.nan)}, "train_inputs: values from nan"),
         ({"train_inputs": np.full((6, 5, 4), 1.5)}, r"train_inputs: fractions up to 1\.5"),
         ({"train_inputs": np.array([["a"]])}, "train_inputs: dtype <U1"),
-        ({"test_inputs": np.zeros((4, 3, 9, 9))}, "mine: training images of shape"),
+        ({"test_inputs": np.zeros((4, 3, 9, 9))}, "mine: training inputs of shape"),
         ({"test_inputs": np.zeros((0, 3, 5, 4)), "test_labels": []}, "test_labels: no samples"),
         ({"train_labels": [0, 1]}, r"train_labels: shape \(2,\); expected \(6,\)"),
         ({"train_labels": [0, 1, 2, 0, 1, 9]}, r"train_labels: label 9; expected 0\.\.2"),
