@@ -43,6 +43,9 @@ FAR_BELOW = ("fedct", "dsfl")
 SEEDS = (0, 1, 2)
 PAPER, OURS = "cosmos, paper", "cosmos, experts+joint"
 METHODS = (OURS, PAPER, "comet", "fedmd", "local", "fedct", "dsfl")
+TITLES = dict(
+    zip(METHODS, ("ours", "the paper's recipe", "COMET", "FedMD", "local training", "FedCT", "DS-FL"), strict=True)
+)
 COLOURS = dict(zip(METHODS, ("#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999999", "#a6761d", "#6a3d9a"), strict=True))
 
 
@@ -146,7 +149,7 @@ def verdict(places: Places) -> str:
             if own:
                 test = paired_t_test(over_places(own, OURS), over_places(own, name))
                 pooled.append(f"{DATA[data]} {interval(test)} (p = {test.p:.2g})")
-        title = {"local": "local training", PAPER: "the paper's recipe"}.get(name, name)
+        title = TITLES[name]
         lines.append(
             f"- Against {title}: significantly better at {better} of {total} places, worse at {worse} (5 %, "
             f"after Holm's correction). Mean over the places of a data set: {'; '.join(pooled)}."
@@ -157,10 +160,7 @@ def verdict(places: Places) -> str:
 def held_out(places: Places) -> str:
     """Return both tables of data that nothing was chosen on, and how many clients end below local training."""
     where = ["data", "clients' models", "α"]
-    below = "; ".join(
-        f"{title} {losers(places, None, name)}"
-        for name, title in ((OURS, "ours"), (PAPER, "the paper's recipe"), ("comet", "COMET"), ("fedmd", "FedMD"))
-    )
+    below = "; ".join(f"{title} {losers(places, None, name)}" for name, title in TITLES.items() if name != "local")
     return "\n\n".join(
         [
             f"Ours has the highest mean at {first(places)} of {len(places)}.",
@@ -301,7 +301,7 @@ def picture(places: Places, path: Path) -> None:
             axes.plot([], [], "D" if name == OURS else "o", ls="", color=COLOURS[name], label=name)
     axes.axvline(0, color="#999999", lw=1)
     axes.set_yticks(range(len(shown)), [f"{DATA[p.data]}, {p.models}, α = {p.alpha:g}" for p in shown])
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("points above local training (accuracy of what clients end with, mean over seeds)")
     axes.grid(axis="x", color="#e5e5e5")
     axes.set_axisbelow(True)
