@@ -7,7 +7,7 @@ A line per federation. Every client says how much likelier each public sample is
 the public samples, the group that holds a sample's class says most. The other columns say how sure it is best to be:
 the mean log probability, in nats, that a sample is its group's, with equal priors, if the means are multiplied with 1,
 2, ..., or the sum is taken in place of the mean. Higher is better; to say nothing gives `nothing`, the logarithm of
-1/groups. The seeds are none of those in `results/`.
+1/groups. The seeds are none of those in `results/`. The data directory needs what held_out_data.py writes, too.
 """
 
 from __future__ import annotations
@@ -31,17 +31,30 @@ from cosmosfl.randomness import stream
 
 FACTORS = (1, 2, 3, 4, 5, 8)
 SEEDS = (10, 11, 12)
-SIZES = {"cpu/digits": (40,), "cpu/fashion": (100, 1000), "cpu/emnist": (240, 2000), "cpu/cifar100": (500, 2000)}
-"""Private samples of a client, by preset: the preset's own, and more where there are more."""
+PRESETS = {
+    **{"digits": "cpu/digits", "fashion-mnist": "cpu/fashion", "emnist47": "cpu/emnist", "cifar100": "cpu/cifar100"},
+    **dict.fromkeys(("mnist", "letters", "landsat"), "cpu/fashion"),
+}
+SIZES = {"digits": (40,), "fashion-mnist": (100, 1000), "emnist47": (240, 2000), "cifar100": (500, 2000)}
+"""Private samples of a client: as in the comparisons, and more where there are more; 100 and 1,000 of other data."""
 MEMBERS = (2, 5)
 
 
-def measure(preset: str, private: int, members: int, seed: int) -> dict[str, object]:
-    """Return the line of one federation."""
-    base = read_preset(preset)
-    groups = base["partition"]["groups"]
-    changes = {"clients": groups * members, "samples_per_client": private, "test_samples_per_client": 1}
-    config = ExperimentConfig.parse({"seed": seed, "partition": changes}, base)
+def measure(data: str, private: int, members: int, seed: int) -> dict[str, object]:
+    """Return the line of one federation, with the groups and public samples of experiments/honest-win.toml."""
+    base = read_preset(PRESETS[data])
+    groups = 3 if data == "landsat" else base["partition"]["groups"]
+    changes = {
+        "seed": seed,
+        "dataset": {"name": data, **({"public_samples": 1000} if data == "letters" else {})},
+        "partition": {
+            "groups": groups,
+            "clients": groups * members,
+            "samples_per_client": private,
+            "test_samples_per_client": 1,
+        },
+    }
+    config = ExperimentConfig.parse(changes, base)
     federation = build_federation(config)
     assert federation.groups is not None
     source = load_source(config.dataset.name, config.dataset.data_dir)
@@ -59,12 +72,13 @@ def measure(preset: str, private: int, members: int, seed: int) -> dict[str, obj
         return round(float(log_softmax(factor * said / members, axis=0)[holder, np.arange(len(labels))].mean()), 3)
 
     return {
-        "preset": preset,
+        "data": data,
         "private": private,
         "members": members,
         "public": len(labels),
         "seed": seed,
         "right": round(100 * float((said.argmax(axis=0) == holder).mean()), 1),
+        "groups": groups,
         "nothing": round(-math.log(groups), 3),
         **{f"times {factor}": fit(factor) for factor in FACTORS},
         "sum": fit(members),
@@ -77,13 +91,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    federations = [(preset, n) for preset, sizes in SIZES.items() for n in sizes]
+    federations = [(data, n) for data in PRESETS for n in SIZES.get(data, (100, 1000))]
     writer = None
     with arguments.out.open("w", newline="", encoding="utf-8") as file, threadpool_limits(1):
-        for (preset, private), members, seed in itertools.product(federations, MEMBERS, SEEDS):
-            if preset == "cpu/digits" and members > 2:
-                continue  # there are too few images
-            line = measure(preset, private, members, seed)
+        for (data, private), members, seed in itertools.product(federations, MEMBERS, SEEDS):
+            if (data, members) == ("digits", 5) or (data, private) == ("landsat", 1000):
+                continue  # there are too few samples
+            line = measure(data, private, members, seed)
             if writer is None:
                 writer = csv.DictWriter(file, list(line))
                 writer.writeheader()

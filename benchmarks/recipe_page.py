@@ -21,7 +21,6 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from cosmosfl.config import read_preset
 from cosmosfl.evaluation.statistics import PairedTest, holm, paired_t_test
 
 mpl.use("Agg")
@@ -274,8 +273,7 @@ def evidence(path: Path) -> str:
     factors = [name for name in lines[0] if name.startswith("times") or name == "sum"]
     rows: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for line in lines:
-        data = DATA[read_preset(line["preset"])["dataset"]["name"]]
-        rows[data, line["private"], line["members"]].append(line)
+        rows[DATA[line["data"]], line["private"], line["members"]].append(line)
     cells = []
     for key, own in rows.items():
         found = {name: np.mean([float(line[name]) for line in own]) - float(own[0]["nothing"]) for name in factors}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cosmosfl.experts import LARGEST, evidence, log_density_ratio, mixture_of_experts, normalised
+from cosmosfl.experts import LARGEST, MOST, evidence, log_density_ratio, mixture_of_experts, normalised
 
 RNG = np.random.default_rng(0)
 
@@ -93,6 +93,30 @@ def test_ratios_are_normalised_so_that_a_claim_to_know_everything_says_nothing()
     assert np.exp(ratios.astype(np.float64)).mean() == pytest.approx(1, rel=1e-5)
     estimated = log_density_ratio(normal(60, 0), np.concatenate([normal(300, 0), normal(300, 1.5)]))
     assert np.exp(estimated.astype(np.float64)).mean() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("m", [150, 1000])
+def test_a_few_samples_with_a_twin_among_the_private_ones_do_not_silence_the_others(m):
+    """Catches ratios without an upper bound: one sample in a thousand had all the mass, and the others almost none."""
+    said = np.random.default_rng(m).normal(0, 1, m)
+    few = said.copy()
+    few[: m // 120] = LARGEST
+    np.testing.assert_allclose(normalised(few)[m // 120 :] - normalised(said)[m // 120 :], 0, atol=3)
+    for claims in (said, few):
+        ratios = np.exp(normalised(claims))
+        assert ratios.mean() == pytest.approx(1, abs=1e-3)
+        assert ratios.max() <= MOST * (1 + 1e-5)
+        np.testing.assert_allclose(normalised(normalised(claims)), normalised(claims), atol=1e-5)
+    assert np.exp(normalised(few)).max() == pytest.approx(MOST, rel=1e-3)
+
+
+def test_private_samples_that_are_public_too_do_not_hide_whose_the_others_are():
+    """The same, from the data: twins of public samples in the private set, which tables with few values have."""
+    public = np.concatenate([normal(300, 0), normal(300, 1.5)])
+    private = np.concatenate([normal(600, 0), np.repeat(public[590:592], 4, axis=0)])
+    estimated = log_density_ratio(private, public)
+    assert estimated.max() == pytest.approx(np.log(MOST), abs=1e-3)
+    assert np.median(estimated[:300]) > 0 > np.median(estimated[300:])
 
 
 def test_a_feature_that_is_constant_in_public_is_left_out():

@@ -34,6 +34,8 @@ the public samples that it is compared with are in part of its own distribution.
 are likeliest or nearly so, on four data sets with 2 or 5 members of 40 to 2,000 samples (``results/evidence.csv``)."""
 LARGEST = 10.0
 """Log ratios are cut off here, and who claims more is rejected."""
+MOST = 50.0
+"""The largest ratio: what a client holds is of a kind that makes up a fiftieth of the public set, or more."""
 PRIOR_VARIANCE = 10.0
 """Of the slope of the logistic regression: keeps it finite where the samples are told apart without an error."""
 
@@ -106,11 +108,17 @@ def _projected(inputs: npt.NDArray[Any], components: PCA) -> npt.NDArray[np.floa
 def normalised(log_ratios: npt.NDArray[Any]) -> FloatArray:
     """Return log ratios (m,) that are those of a density: over the public set, the ratios have the mean 1.
 
-    So who says of every sample that it is likely says nothing.
+    So who says of every sample that it is likely says nothing. And no ratio is above `MOST`, or a few samples that have
+    a twin in the private set would leave next to nothing for all others.
     """
     values = log_ratios.astype(np.float64)
     highest = values.max(initial=0)
-    result: FloatArray = (values - highest - np.log(np.exp(values - highest).mean())).astype(np.float32)
+    ratios = np.exp(values - highest)
+    descending, cut, level = np.sort(ratios)[::-1], 0, ratios.mean()
+    while descending[cut] > MOST * level:  # ends while there are samples left, for these have a mean below MOST
+        cut += 1
+        level = descending[cut:].sum() / (len(values) - cut * MOST)
+    result: FloatArray = np.minimum(values - highest - np.log(level), math.log(MOST)).astype(np.float32)
     return result
 
 
