@@ -273,7 +273,7 @@ def evidence(path: Path) -> str:
     factors = [name for name in lines[0] if name.startswith("times") or name == "sum"]
     rows: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for line in lines:
-        rows[DATA[line["data"]], line["private"], line["members"]].append(line)
+        rows[DATA[line["data"]], line["groups"], line["private"], line["members"]].append(line)
     cells = []
     for key, own in rows.items():
         found = {name: np.mean([float(line[name]) for line in own]) - float(own[0]["nothing"]) for name in factors}
@@ -281,7 +281,7 @@ def evidence(path: Path) -> str:
         best = f"{max(found.values()):.2f}"
         texts = [f"**{text}**" if text == best else text for text in shown]
         cells.append([*key, f"{np.mean([float(line['right']) for line in own]):.0f}", *texts])
-    return table(["data", "private samples", "members", "right, %", *factors], cells, 1)
+    return table(["data", "groups", "private samples", "members", "right, %", *factors], cells, 1)
 
 
 def picture(places: Places, path: Path) -> None:
