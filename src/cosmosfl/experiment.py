@@ -192,12 +192,13 @@ def run_experiment(
     config
         The configuration.
     federation
-        Built from it beforehand, to be able to say what is wrong before anything is written.
+        Built from it beforehand, and checked with `check_models`, to say what is wrong before anything is written.
     callbacks
         Called with every event.
     """
-    federation = federation or build_federation(config)
-    check_models(config, federation)
+    if federation is None:
+        federation = build_federation(config)
+        check_models(config, federation)
     engine = LocalEngine(callbacks, workers=config.workers, threads=config.threads)
     run = engine.run(
         config.method,

@@ -31,7 +31,8 @@ NEIGHBOURS = 3
 SHARPNESS = 3.0
 """What the mean of a cluster's log ratios is multiplied with. Each is too cautious: it is from one noisy feature, and
 the public samples that it is compared with are in part of its own distribution. With 3 the groups of the public samples
-are likeliest or nearly so, on four data sets with 2 or 5 members of 40 to 2,000 samples (``results/evidence.csv``)."""
+are likeliest or nearly so on six of seven data sets, with 2 or 5 members of 40 to 2,000 samples, and letters would like
+more (``results/evidence.csv``)."""
 LARGEST = 10.0
 """Log ratios are cut off here, and who claims more is rejected."""
 MOST = 50.0
@@ -108,8 +109,8 @@ def _projected(inputs: npt.NDArray[Any], components: PCA) -> npt.NDArray[np.floa
 def normalised(log_ratios: npt.NDArray[Any]) -> FloatArray:
     """Return log ratios (m,) that are those of a density: over the public set, the ratios have the mean 1.
 
-    So who says of every sample that it is likely says nothing. And no ratio is above `MOST`, or a few samples that have
-    a twin in the private set would leave next to nothing for all others.
+    So who says of every sample that it is likely says nothing. And no ratio is above `MOST`, or a few samples amid
+    many private ones would leave next to nothing for all others.
     """
     values = log_ratios.astype(np.float64)
     highest = values.max(initial=0)

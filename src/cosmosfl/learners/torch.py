@@ -301,7 +301,15 @@ class TorchLearner:
         return max(1, round(epochs * n_batches(public, self.batch_size) / n_batches(private, self.batch_size)))
 
     def joint_samples(self, private: int, public: int, epochs: int) -> int:
-        """Return how many samples, private and public ones, the steps of `fit_jointly` see with sets of these sizes."""
+        """Return how many samples, private and public ones together, the steps of `fit_jointly` see.
+
+        Parameters
+        ----------
+        private, public
+            Samples of the two sets.
+        epochs
+            Of the public set.
+        """
         own = self._joint_epochs(private, public, epochs)
         steps = own * n_batches(private, self.batch_size)
         return own * private + round(steps * public / n_batches(public, self.batch_size))
